@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one body after the other through its real nodes, and say what happened."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from qwen_vla_ros.demo import report
+from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
+from qwen_vla_ros.embodiment import Embodiment, load_embodiment, render_prompt
+from qwen_vla_ros.nodes.recording import Episode, Figures, figures
+
+BODIES = ("franka_panda", "aloha_viperx", "tiago_base", "unitree_g1")
+SPECTATOR_RATE = 8.0
+_START_TIMEOUT = 90.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to run.
+
+    Attributes:
+        bodies: Names of embodiments, or paths of their YAML files.
+        task: Name of a task of the simulated world, or an instruction; empty for the body's first task.
+        episodes: Episodes per body; their seeds are `seed`, `seed + 1`, ...
+        checkpoint: Folder of the checkpoint; empty for the shipped one.
+        out: Receives pictures, summary and logs.
+    """
+
+    bodies: tuple[str, ...]
+    task: str
+    episodes: int
+    seed: int
+    checkpoint: str
+    device: str
+    out: Path
+
+
+def run_demo(options: DemoOptions, console: Console) -> bool:
+    """Run every body. True if all ran without a fault, whether or not they reached their goals."""
+    # One domain per run, so that neither another demo nor a robot on the same network takes part.
+    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    embodiments = {body: load_embodiment(body) for body in options.bodies}
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    import rclpy
+
+    from qwen_vla_ros.nodes.episode_runner import EpisodeError
+
+    results: dict[str, tuple[list[Episode], Figures]] = {}
+    rclpy.init()
+    try:
+        for source, embodiment in embodiments.items():
+            try:
+                results[embodiment.name] = _run_body(source, embodiment, options, console)
+            except (ProcessError, EpisodeError) as error:
+                console.print(f"  fault: {error}", style="red", markup=False, highlight=False)
+    finally:
+        rclpy.shutdown()
+    report.write_summary(results, options.out / "summary.json")
+    faultless = [name for name, (episodes, _) in results.items() if not any(map(_faulted, episodes))]
+    console.print(f"pictures, figures and logs: {options.out}", highlight=False)
+    console.print(f"demo: {len(faultless)}/{len(embodiments)} bodies ran", highlight=False)
+    return len(faultless) == len(embodiments)
+
+
+def _run_body(
+    source: str, embodiment: Embodiment, options: DemoOptions, console: Console
+) -> tuple[list[Episode], Figures]:
+    from qwen_vla_ros.nodes.episode_runner import EpisodeRunner
+
+    console.print(f"\n{embodiment.name}  {embodiment.description}", style="bold", highlight=False)
+    console.print(
+        f"  prompt: {render_prompt(embodiment, '<instruction>').text}", markup=False, highlight=False
+    )
+    directory = options.out / embodiment.name
+    before = time.monotonic()
+    with NodeGroup(embodiment.name, _parameters(source, options), directory / "logs") as nodes:
+        runner = EpisodeRunner(embodiment, embodiment.name, nodes.check)
+        try:
+            with console.status("starting sim, policy and executor"):
+                runner.wait_ready(_START_TIMEOUT)
+            console.print(
+                f"  sim, policy, executor: three processes up in {time.monotonic() - before:.1f} s",
+                highlight=False,
+            )
+            episodes = [_run_episode(runner, options, i, console) for i in range(options.episodes)]
+        finally:
+            runner.destroy_node()
+    summary = figures(episodes)
+    _print_figures(summary, console)
+    report.write_animation(episodes, directory / f"{embodiment.name}.gif", SPECTATOR_RATE)
+    report.write_plot(episodes[0], embodiment, directory / f"{embodiment.name}.png")
+    return episodes, summary
+
+
+def _parameters(source: str, options: DemoOptions) -> dict[str, dict[str, object]]:
+    common = {"embodiment": source, "autostart": True, "use_sim_time": True}
+    policy = {**common, "device": options.device}
+    if options.checkpoint:
+        policy["checkpoint"] = options.checkpoint
+    sim = {"embodiment": source, "spectator_rate": SPECTATOR_RATE}
+    return {"sim": sim, "policy": policy, "executor": common}
+
+
+def _run_episode(runner, options: DemoOptions, index: int, console: Console) -> Episode:
+    seed = options.seed + index
+    # A task has one word in the world's list; anything with a space is an instruction.
+    instruction = options.task if " " in options.task else ""
+    task = "" if instruction else options.task
+    with console.status(f"episode {index + 1} of {options.episodes}"):
+        episode = runner.run_episode(task, seed, instruction)
+    outcome = "reached" if episode.success else "NOT reached"
+    console.print(
+        f'  episode {index + 1}/{options.episodes}  seed {seed}  "{episode.instruction}"  {outcome} '
+        f"in {episode.elapsed:.1f} s, {100 * episode.distance:.1f} cm",
+        highlight=False,
+    )
+    if _faulted(episode):
+        console.print(
+            f"    fault {episode.code}: {episode.message}", style="red", markup=False, highlight=False
+        )
+    return episode
+
+
+def _faulted(episode: Episode) -> bool:
+    """Codes from 100 on are refusals and faults; below lie the ordinary ends of a task."""
+    return episode.code >= 100 or not episode.chunks
+
+
+def _print_figures(summary: Figures, console: Console) -> None:
+    def ms(seconds: float) -> str:
+        return "-" if math.isnan(seconds) else f"{1000 * seconds:.0f} ms"
+
+    console.print(
+        f"  success {summary.successes}/{summary.episodes}"
+        f" | {summary.chunk_rate:.1f} chunks/s"
+        f" | inference p50 {ms(summary.inference_p50)} p99 {ms(summary.inference_p99)}"
+        f" | capture to command p50 {ms(summary.command_p50)} p99 {ms(summary.command_p99)}"
+        f" | frames lost {summary.frames_lost}/{summary.frames_sent}",
+        highlight=False,
+    )
