@@ -20,7 +20,7 @@ _CAPTION_HEIGHT = 30
 
 
 def write_animation(episodes: list[Episode], path: Path, rate: float) -> None:
-    """Write the spectator frames of all episodes as one GIF at `rate` [Hz], captioned with the instruction."""
+    """Write the spectator frames of all episodes as one GIF at `rate` [Hz], with captions."""
     font = ImageFont.load_default(16)
     frames = [_captioned(frame, episode, font) for episode in episodes for frame in episode.spectator]
     if not frames:
@@ -87,7 +87,7 @@ def _draw_joints(figure: Figure, episode: Episode, embodiment: Embodiment) -> No
 def _joint_columns(
     episode: Episode, embodiment: Embodiment
 ) -> dict[str, tuple[int, int, np.ndarray, np.ndarray, str]]:
-    """By channel name: column in the chunk, column in the group, times and rows measured, name of the group."""
+    """By channel name: columns in chunk and group, times and rows measured, name of the group."""
     columns = {}
     for group in embodiment.actions:
         series = episode.measured.get(group.name)

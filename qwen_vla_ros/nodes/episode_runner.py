@@ -93,7 +93,7 @@ class EpisodeRunner(Node):
     # Public calls
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until policy, executor and world report themselves. Raises `EpisodeError` after `timeout` [s]."""
+        """Wait until policy, executor and world report; raises `EpisodeError` after `timeout` [s]."""
         self._wait(lambda: self._world is not None, timeout, "the world (topic world_status)")
         self._wait(lambda: self._policy is not None, timeout, "the policy (topic policy_status)")
         self._wait(lambda: self._executor is not None, timeout, "the executor (topic executor_status)")
