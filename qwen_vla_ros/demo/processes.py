@@ -42,6 +42,10 @@ class NodeProcess:
         if trouble:
             raise ProcessError(f"{self.name} reported an error, see {self.log}:\n" + "\n".join(trouble[-5:]))
 
+    def wait(self, timeout: float) -> int:
+        """Wait up to `timeout` [s] for the process to end by itself. Returns its exit code."""
+        return self._process.wait(timeout)
+
     def end(self) -> int:
         """Ask the process to end, insist if it does not, and return its exit code."""
         for number, patience in _ENDING:
