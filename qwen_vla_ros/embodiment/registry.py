@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embodiments by name or by file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from qwen_vla_ros import resources
+from qwen_vla_ros.embodiment.document import MAX_BYTES, parse_document
+from qwen_vla_ros.embodiment.errors import EmbodimentError, Fault, value_text
+from qwen_vla_ros.embodiment.rules import find_faults
+from qwen_vla_ros.embodiment.schema import Embodiment
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def list_embodiments() -> list[str]:
+    """Names of the embodiments that come with the package, sorted."""
+    return sorted(path.stem for path in resources.embodiments_directory().glob("*.yaml"))
+
+
+def load_embodiment(name_or_path: str | os.PathLike[str]) -> Embodiment:
+    """Load an embodiment that comes with the package by its name, or any by its file.
+
+    Text that ends in .yaml or .yml, or that has a path separator, is a file.
+
+    Raises:
+        EmbodimentError: with every fault, its line and its field.
+    """
+    given = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or given.endswith(_SUFFIXES) or "/" in given or os.sep in given:
+        return _load_file(Path(given))
+    known = list_embodiments()
+    if given not in known:
+        close = difflib.get_close_matches(given, known, n=1)
+        hint = f"'{close[0]}'?" if close else ", ".join(known)
+        raise EmbodimentError(f"embodiment '{given}'", [Fault((), "no embodiment of this name", hint)])
+    return _load_file(resources.embodiments_directory() / f"{given}.yaml")
+
+
+def parse_embodiment(data: Mapping[str, Any], source: str = "embodiment") -> Embodiment:
+    """An embodiment from plain values, as they stand in the YAML.
+
+    Raises:
+        EmbodimentError: with every fault and its field.
+    """
+    embodiment, faults = _validate(data)
+    if embodiment is None:
+        raise EmbodimentError(source, faults)
+    return embodiment
+
+
+def _load_file(path: Path) -> Embodiment:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise EmbodimentError(path, [Fault((), f"no readable file ({reason})", "an embodiment YAML")]) from error
+    document = parse_document(content)
+    faults = list(document.faults)
+    embodiment = None
+    if document.data is not None or not faults:
+        embodiment, more = _validate(document.data)
+        # A value that could not be read is None in the data; the reason is already among the faults.
+        read = {fault.path for fault in faults}
+        faults += [fault.at(document.line_of(fault.path)) for fault in more if fault.path not in read]
+    name = document.data.get("name") if isinstance(document.data, dict) else None
+    if isinstance(name, str) and name != path.stem:
+        expected = f"'{path.stem}', as the file is named"
+        faults.append(Fault(("name",), repr(name), expected, document.line_of(("name",))))
+    if faults or embodiment is None:
+        faults.sort(key=lambda fault: fault.line or 0)
+        raise EmbodimentError(path, faults)
+    return embodiment
+
+
+def _validate(data: Any) -> tuple[Embodiment | None, list[Fault]]:
+    embodiment, faults = None, []
+    try:
+        embodiment = Embodiment.model_validate(data)
+    except ValidationError as error:
+        faults = [_fault(detail, data) for detail in error.errors(include_url=False)]
+    taken = {fault.path for fault in faults}
+    faults += [fault for fault in find_faults(data) if fault.path not in taken]
+    return (None if faults else embodiment), faults
+
+
+def _fault(error: ErrorDetails, data: Any) -> Fault:
+    path = _path(error["loc"], data)
+    kind, ctx = error["type"], error.get("ctx", {})
+    found = value_text(error["input"])
+    expected = {
+        "missing": "a value",
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "tuple_type": "a list",
+        "dict_type": "a mapping",
+        "model_type": "a mapping",
+        "model_attributes_type": "a mapping",
+        "finite_number": "a finite number",
+        "greater_than": f"more than {ctx.get('gt')}",
+        "greater_than_equal": f"at least {ctx.get('ge')}",
+        "less_than_equal": f"at most {ctx.get('le')}",
+        "too_short": f"{ctx.get('min_length')} or more entries",
+        "too_long": f"{ctx.get('max_length')} entries",
+        "string_too_short": f"{ctx.get('min_length')} or more characters",
+        "string_too_long": f"at most {ctx.get('max_length')} characters",
+        "string_pattern_mismatch": f"text that matches {ctx.get('pattern')}",
+        "literal_error": str(ctx.get("expected")),
+        "union_tag_invalid": str(ctx.get("expected_tags")),
+        "union_tag_not_found": f"a mapping with {ctx.get('discriminator')}",
+    }.get(kind, error["msg"])
+    if kind == "missing":
+        return Fault(path, "nothing", expected)
+    if kind == "extra_forbidden":
+        allowed = _keys_at(error["loc"][:-1])
+        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
+        return Fault(path, "an unknown key", f"'{close[0]}'" if close else f"one of {', '.join(allowed)}")
+    if kind == "union_tag_invalid":
+        key = str(ctx.get("discriminator")).strip("'")
+        return Fault((*path, key), repr(ctx.get("tag")), expected)
+    if kind in ("too_short", "too_long"):
+        found = f"{ctx.get('actual_length')}"
+    return Fault(path, found, expected)
+
+
+def _path(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, ...]:
+    """The path in the file: pydantic's location without the tags of its unions."""
+    path: list[int | str] = []
+    for k, element in enumerate(loc):
+        if isinstance(data, dict) and element in data:
+            path.append(element)
+            data = data[str(element)]
+        elif isinstance(data, (list, tuple)) and isinstance(element, int) and element < len(data):
+            path.append(element)
+            data = data[element]
+        elif k == len(loc) - 1 and isinstance(data, dict) and element != "[key]":
+            path.append(element)
+    return tuple(path)
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """Keys that the schema knows at a location."""
+    models: list[type[BaseModel]] = [Embodiment]
+    for element in loc:
+        if isinstance(element, int):
+            continue
+        fields = [
+            field
+            for model in models
+            for name, field in model.model_fields.items()
+            if (field.alias or name) == element
+        ]
+        if fields:
+            models = [model for field in fields for model in _models_in(field.annotation)]
+        else:
+            models = [model for model in models if element in _tags(model)]
+    return [field.alias or name for model in models for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None:
+        return []
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    for key in ("kind", "type"):
+        if key in model.model_fields:
+            return get_args(model.model_fields[key].annotation)
+    return ()

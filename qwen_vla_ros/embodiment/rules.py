@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules between the fields of an embodiment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from qwen_vla_ros.embodiment.errors import Fault, value_text
+from qwen_vla_ros.embodiment.prompt import SLOTS, template_slots, text_fault
+from qwen_vla_ros.embodiment.schema import MAX_CHANNELS, MAX_HORIZON, ROTATION_CHANNELS
+
+# The rules read plain values, not the model, so that a fault of type elsewhere hides none of theirs. They leave
+# alone whatever has not the right type: the schema has already named it.
+
+Path = tuple[Any, ...]
+
+
+def find_faults(data: Any) -> Iterator[Fault]:
+    """Faults of an embodiment that no single field shows."""
+    if not isinstance(data, dict):
+        return
+    groups = [(("actions", k), group) for k, group in enumerate(_list(data.get("actions"))) if isinstance(group, dict)]
+    yield from _prompt(data)
+    yield from _times(data)
+    yield from _cameras(data)
+    yield from _channels(groups)
+    yield from _controllers(groups)
+    yield from _sources(data, groups)
+    for path, group in groups:
+        yield from _limits(path, group)
+        yield from _normalisation(path, group)
+    yield from _home(data, groups)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _repeated(path: Path, values: list[tuple[Path, Any]], what: str) -> Iterator[Fault]:
+    first: dict[str, Path] = {}
+    for place, value in values:
+        if not isinstance(value, str):
+            continue
+        if value in first:
+            yield Fault(place, f"{value!r} a second time", f"{what}")
+        first.setdefault(value, place)
+
+
+def _prompt(data: dict[str, Any]) -> Iterator[Fault]:
+    prompt = _dict(data.get("prompt"))
+    for key in ("robot_tag", "template"):
+        fault = text_fault(prompt[key]) if isinstance(prompt.get(key), str) else None
+        if fault is not None:
+            yield Fault(("prompt", key), fault, "one line of plain text")
+    if prompt.get("arms") == "none" and not prompt.get("waist") and not prompt.get("mobile_base"):
+        yield Fault(("prompt", "arms"), "'none', without waist and mobile_base", "at least one part that moves")
+    template = prompt.get("template")
+    if not isinstance(template, str):
+        return
+    path: Path = ("prompt", "template")
+    known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
+    try:
+        slots = template_slots(template)
+    except ValueError as error:
+        yield Fault(path, str(error), f"slots of the form {known}")
+        return
+    for slot in dict.fromkeys(slots):
+        if slot not in SLOTS:
+            yield Fault(path, f"the slot {{{slot}}}", f"only {known}")
+    if "ori_instruction" not in slots:
+        yield Fault(path, "no slot {ori_instruction}", "a template with the slot {ori_instruction}")
+
+
+def _times(data: dict[str, Any]) -> Iterator[Fault]:
+    horizon, steps = _number(data.get("horizon")), _number(data.get("execute_steps"))
+    if horizon is not None and horizon > MAX_HORIZON:
+        yield Fault(("horizon",), f"{horizon:g}", f"at most H = {MAX_HORIZON}")
+    if horizon is not None and steps is not None and steps > horizon:
+        yield Fault(("execute_steps",), f"{steps:g}", f"at most the horizon, {horizon:g}")
+    control, command = _number(data.get("control_rate")), _number(data.get("command_rate"))
+    if control is not None and command is not None and 0 < command < control:
+        yield Fault(("command_rate",), f"{command:g} Hz", f"at least the control rate, {control:g} Hz")
+
+
+def _cameras(data: dict[str, Any]) -> Iterator[Fault]:
+    cameras = [(("cameras", k), camera) for k, camera in enumerate(_list(data.get("cameras"))) if isinstance(camera, dict)]
+    for key in ("view", "topic"):
+        yield from _repeated(("cameras",), [((*path, key), camera.get(key)) for path, camera in cameras], f"each {key} once")
+    for path, camera in cameras:
+        compressed = camera.get("transport", "raw") == "compressed"
+        if compressed and "encodings" not in camera:
+            yield Fault(path, "no encodings", "encodings [jpeg, png] or one of them, for compressed images")
+        for k, encoding in enumerate(_list(camera.get("encodings"))):
+            if isinstance(encoding, str) and compressed != (encoding in ("jpeg", "png")):
+                expected = "jpeg or png for compressed" if compressed else "rgb8, bgr8, rgba8, bgra8 or mono8 for raw"
+                yield Fault((*path, "encodings", k), f"{encoding!r}", expected)
+    if cameras and len(cameras) == len(_list(data.get("cameras"))) and all(c.get("required") is False for _, c in cameras):
+        yield Fault(("cameras",), "only optional cameras", "at least one that is required")
+
+
+def _channel_count(group: dict[str, Any]) -> int:
+    kind = group.get("kind")
+    if kind == "eef_delta":
+        rotation = group.get("rotation")
+        return 3 + len(ROTATION_CHANNELS.get(rotation, ()) if isinstance(rotation, str) else ())
+    if kind in ("waypoint", "base_velocity"):
+        return 3 if kind == "waypoint" else 2
+    return len(_list(group.get("joints")))
+
+
+def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    joints: list[tuple[Path, Any]] = []
+    for path, group in groups:
+        names = _list(group.get("joints"))
+        yield from _repeated(path, [((*path, "joints", k), name) for k, name in enumerate(names)], "each channel once")
+        own = dict.fromkeys(name for name in names if isinstance(name, str))
+        joints += [((*path, "joints", names.index(name)), name) for name in own]
+    yield from _repeated(("actions",), [((*path, "name"), group.get("name")) for path, group in groups], "each group name once")
+    yield from _repeated(("actions",), joints, "each joint in one group")
+    count = sum(_channel_count(group) for _, group in groups)
+    if count > MAX_CHANNELS:
+        yield Fault(("actions",), f"{count} channels", f"at most K = {MAX_CHANNELS}")
+    moving = [(path, group) for path, group in groups if group.get("kind") in ("waypoint", "base_velocity")]
+    for path, group in moving[1:]:
+        yield Fault((*path, "kind"), f"{group['kind']!r}, a second base", "one group that moves the base")
+
+
+def _controllers(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    topics = [((*path, "controller", "topic"), _dict(group.get("controller")).get("topic")) for path, group in groups]
+    yield from _repeated(("actions",), topics, "one controller topic per group")
+
+
+def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    if not isinstance(data.get("state"), dict):
+        return
+    state = data["state"]
+    kinds = {group.get("kind") for _, group in groups if isinstance(group.get("kind"), str)}
+    if kinds & {"joint_position", "gripper", "hand"} and state.get("joint_states") in (None, []):
+        yield Fault(("state", "joint_states"), "no topic", "a JointState topic for the joints of the groups")
+    if "waypoint" in kinds and state.get("odometry") is None:
+        yield Fault(("state", "odometry"), "nothing", "an odometry topic: waypoints are relative to the pose of the base")
+    yield from _repeated(
+        ("state",),
+        [(("state", "joint_states", k), topic) for k, topic in enumerate(_list(state.get("joint_states")))],
+        "each topic once",
+    )
+
+
+def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    count = len(_list(group.get("joints")))
+    limits = _dict(group.get("limits"))
+    for key, value in limits.items():
+        if not isinstance(value, list) or key not in ("position", "velocity", "acceleration", "jerk"):
+            continue
+        place = (*path, "limits", key)
+        each = key != "position" or (bool(value) and isinstance(value[0], list))
+        if count and each and len(value) != count:
+            yield Fault(place, f"{len(value)} values", f"{count}, one per joint, or one for all")
+        if key == "position":
+            pairs = [((*place, k), pair) for k, pair in enumerate(value)] if each else [(place, value)]
+            for where, pair in pairs:
+                bounds = [_number(bound) for bound in _list(pair)]
+                if len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None and bounds[0] >= bounds[1]:
+                    yield Fault(where, value_text(pair), "[low, high] with low < high")
+
+
+def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    statistics = _dict(group.get("normalisation"))
+    low, high = _list(statistics.get("q01")), _list(statistics.get("q99"))
+    count = _channel_count(group)
+    for key, values in (("q01", low), ("q99", high)):
+        if count and values and len(values) != count:
+            yield Fault((*path, "normalisation", key), f"{len(values)} values", f"{count}, one per channel")
+    for k, pair in enumerate(zip(low, high)):
+        a, b = _number(pair[0]), _number(pair[1])
+        if a is not None and b is not None and a >= b:
+            yield Fault((*path, "normalisation", "q01", k), f"{a:g}, and q99 {b:g}", "q01 < q99")
+
+
+def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    home = _dict(data.get("home"))
+    if not home:
+        return
+    ranges: dict[str, Any] = {}
+    for _, group in groups:
+        names = _list(group.get("joints"))
+        position = _list(_dict(group.get("limits")).get("position"))
+        each = bool(position) and isinstance(position[0], list)
+        for k, name in enumerate(names):
+            if isinstance(name, str):
+                ranges[name] = (position[k] if k < len(position) else None) if each else position
+    for joint, value in home.items():
+        if joint not in ranges:
+            yield Fault(("home", joint), "a joint of no group", "joints of the action groups")
+            continue
+        bounds = [_number(bound) for bound in _list(ranges[joint])]
+        number = _number(value)
+        if number is None or len(bounds) != 2 or bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
+            continue
+        if not bounds[0] <= number <= bounds[1]:
+            yield Fault(("home", joint), f"{number:g}", f"{bounds[0]:g} to {bounds[1]:g}, the limits of the joint")
+    absent = [joint for joint in ranges if joint not in home]
+    if absent:
+        yield Fault(("home",), f"no {', '.join(absent)}", "every joint of the groups, or no home at all")

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an embodiment YAML may say."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, Tag
+from pydantic.types import AllowInfNan, Strict
+
+from qwen_vla_ros.embodiment.errors import EmbodimentError, Fault
+from qwen_vla_ros.embodiment.layout import ChannelLayout
+
+Array = npt.NDArray[np.float64]
+
+# The widest action tensor that is accepted while no checkpoint is known (Qwen-VLA's K; H is our bound).
+MAX_CHANNELS = 64
+MAX_HORIZON = 64
+
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+# The upper bound only keeps arithmetic away from overflow.
+Positive = Annotated[Number, Field(gt=0.0, le=1e6)]
+Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+JointName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
+Topic = Annotated[str, Field(pattern=r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$", max_length=255)]
+Frame = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _one_or_each(value: Any) -> str:
+    return "each" if _is_list(value) else "one"
+
+
+def _range_or_each(value: Any) -> str:
+    return "each" if _is_list(value) and len(value) > 0 and _is_list(value[0]) else "one"
+
+
+Range = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2)]
+PerJoint = Annotated[
+    Union[Annotated[Positive, Tag("one")], Annotated[tuple[Positive, ...], Tag("each")]], Discriminator(_one_or_each)
+]
+PerJointRange = Annotated[
+    Union[Annotated[Range, Tag("one")], Annotated[tuple[Range, ...], Tag("each")]], Discriminator(_range_or_each)
+]
+
+
+class Record(BaseModel):
+    """Base of all parts: unknown keys are faults, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompt(Record):
+    """Slots of the prompt that belong to the robot."""
+
+    robot_tag: Annotated[str, Field(min_length=1, max_length=128, description="Name of the robot in the prompt")]
+    arms: Annotated[Literal["single", "dual", "none"], Field(description="Arms that the actions move")]
+    waist: Annotated[StrictBool, Field(description="The actions move a waist")] = False
+    mobile_base: Annotated[StrictBool, Field(description="The actions move a base")] = False
+    state: Annotated[StrictBool, Field(description="Put the state, in 256 bins, before the instruction")] = False
+    template: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="Sentence in place of the default one; slots {robot_tag} {body} {fps} {chunk_size} "
+            "{ori_instruction}, the last one required",
+        ),
+    ] = None
+
+
+class Camera(Record):
+    """One view of the model and the image topic that feeds it."""
+
+    view: Annotated[Identifier, Field(description="Name of the view in the prompt")]
+    topic: Annotated[Topic, Field(description="Image topic")]
+    transport: Annotated[
+        Literal["raw", "compressed"], Field(description="sensor_msgs/Image or sensor_msgs/CompressedImage")
+    ] = "raw"
+    encodings: Annotated[
+        tuple[Literal["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "jpeg", "png"], ...],
+        Field(min_length=1, description="Encodings that are accepted; jpeg and png belong to compressed"),
+    ] = ("rgb8", "bgr8")
+    size: Annotated[
+        tuple[Annotated[StrictInt, Field(ge=1, le=8192)], ...],
+        Field(min_length=2, max_length=2, description="Width and height of the published image [px]"),
+    ]
+    required: Annotated[StrictBool, Field(description="No observation without it")] = True
+    max_age: Annotated[Positive, Field(description="Age at which its newest image is stale [s]")] = 0.5
+
+
+class State(Record):
+    """Where the state of the robot comes from."""
+
+    joint_states: Annotated[tuple[Topic, ...], Field(description="sensor_msgs/JointState topics")] = ()
+    odometry: Annotated[Topic | None, Field(description="nav_msgs/Odometry topic")] = None
+    max_age: Annotated[Positive, Field(description="Age at which the newest state is stale [s]")] = 0.3
+
+
+class Normalisation(Record):
+    """Statistics of a group in place of the checkpoint's, in the unit of the group."""
+
+    q01: Annotated[tuple[Number, ...], Field(min_length=1, description="First percentile per channel")]
+    q99: Annotated[tuple[Number, ...], Field(min_length=1, description="99th percentile per channel")]
+
+
+class JointTrajectoryController(Record):
+    """trajectory_msgs/JointTrajectory, as ros2_control's joint_trajectory_controller takes it."""
+
+    type: Literal["joint_trajectory"]
+    topic: Topic
+
+
+class ForwardCommandController(Record):
+    """std_msgs/Float64MultiArray, as ros2_control's forward_command_controller takes it."""
+
+    type: Literal["forward_command"]
+    topic: Topic
+
+
+class GripperCommandController(Record):
+    """control_msgs/GripperCommand action, as ros2_control's gripper controllers take it."""
+
+    type: Literal["gripper_command"]
+    topic: Annotated[Topic, Field(description="Name of the action")]
+
+
+class CartesianPoseController(Record):
+    """geometry_msgs/PoseStamped of the end effector, in the frame of the group."""
+
+    type: Literal["cartesian_pose"]
+    topic: Topic
+
+
+class DiffDriveController(Record):
+    """geometry_msgs/Twist or TwistStamped, as ros2_control's diff_drive_controller takes it."""
+
+    type: Literal["diff_drive"]
+    topic: Topic
+    stamped: Annotated[StrictBool, Field(description="TwistStamped (true) or Twist (false)")]
+
+
+JointController = Annotated[Union[JointTrajectoryController, ForwardCommandController], Discriminator("type")]
+GripperController = Annotated[
+    Union[JointTrajectoryController, ForwardCommandController, GripperCommandController], Discriminator("type")
+]
+
+
+class JointLimitsField(Record):
+    position: Annotated[PerJointRange, Field(description="[low, high] for all joints, or one pair per joint")]
+    velocity: Annotated[PerJoint, Field(description="[unit/s]")]
+    acceleration: Annotated[PerJoint, Field(description="[unit/s^2]")]
+    jerk: Annotated[PerJoint, Field(description="[unit/s^3]")]
+
+
+class JointLimits:
+    """Limits of the n joints of a group, in its unit.
+
+    Attributes:
+        position: low and high. Shape (n, 2).
+        velocity, acceleration, jerk: Shape (n,).
+    """
+
+    position: Array
+    velocity: Array
+    acceleration: Array
+    jerk: Array
+
+    def __init__(self, field: JointLimitsField, count: int) -> None:
+        self.position = _frozen(np.broadcast_to(np.asarray(field.position, dtype=np.float64), (count, 2)))
+        for name in ("velocity", "acceleration", "jerk"):
+            setattr(self, name, _frozen(np.broadcast_to(np.asarray(getattr(field, name), dtype=np.float64), (count,))))
+
+
+def _frozen(array: Array) -> Array:
+    copy = np.array(array)
+    copy.setflags(write=False)
+    return copy
+
+
+class RateLimits(Record):
+    """Limits of one motion: [m] or [rad], per second, per second squared, per second cubed."""
+
+    velocity: Positive
+    acceleration: Positive
+    jerk: Positive
+
+
+class MotionLimits(Record):
+    """Limits of a base or an end effector."""
+
+    linear: Annotated[RateLimits, Field(description="[m/s], [m/s^2], [m/s^3]")]
+    angular: Annotated[RateLimits, Field(description="[rad/s], [rad/s^2], [rad/s^3]")]
+
+
+class Group(Record):
+    name: Annotated[Identifier, Field(description="Name of the group; its channels are name/channel")]
+    normalisation: Normalisation | None = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels without that of the group."""
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """Number of channels."""
+        return len(self.channels)
+
+
+class _Joints(Group):
+    joints: Annotated[tuple[JointName, ...], Field(min_length=1, description="As in /joint_states, in channel order")]
+    reference: Annotated[
+        Literal["absolute", "chunk_start", "previous_step"],
+        Field(description="What an action is relative to: nothing, the joints at the observation, the row before"),
+    ]
+    limits_field: Annotated[JointLimitsField, Field(alias="limits", description="Never exceeded by a command")]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self.joints
+
+    @cached_property
+    def limits(self) -> JointLimits:
+        """Limits as arrays, one entry per joint."""
+        return JointLimits(self.limits_field, len(self.joints))
+
+
+class JointPositionGroup(_Joints):
+    """Positions of joints."""
+
+    kind: Literal["joint_position"]
+    unit: Literal["rad", "m"]
+    controller: JointController
+
+
+class GripperGroup(_Joints):
+    """Opening of a gripper; `fraction` is 0 closed, 1 open."""
+
+    kind: Literal["gripper"]
+    unit: Literal["rad", "m", "fraction"]
+    threshold: Annotated[
+        Number | None, Field(description="Binary gripper: values above it mean the high limit, others the low one")
+    ] = None
+    controller: GripperController
+
+
+class HandGroup(_Joints):
+    """Positions of the joints of a dexterous hand."""
+
+    kind: Literal["hand"]
+    unit: Literal["rad", "fraction"]
+    controller: JointController
+
+
+ROTATION_CHANNELS: dict[str, tuple[str, ...]] = {
+    "rpy": ("roll", "pitch", "yaw"),
+    "axis_angle": ("rx", "ry", "rz"),
+    "rot6d": ("r11", "r21", "r31", "r12", "r22", "r32"),
+}
+
+
+class EefDeltaGroup(Group):
+    """Change of the pose of an end effector: translation and rotation."""
+
+    kind: Literal["eef_delta"]
+    unit: Literal["m, rad"] = "m, rad"
+    rotation: Annotated[
+        Literal["rpy", "axis_angle", "rot6d"],
+        Field(description="Fixed-axis roll, pitch, yaw; rotation vector; or the first two columns of the matrix"),
+    ]
+    reference: Annotated[Literal["chunk_start", "previous_step"], Field(description="Pose that a row is relative to")]
+    frame: Annotated[Frame, Field(description="Frame whose axes the change is written in")]
+    tip: Annotated[Frame, Field(description="Frame of the end effector")]
+    limits: MotionLimits
+    controller: Annotated[Union[CartesianPoseController], Field(description="Takes poses of `tip` in `frame`")]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return ("x", "y", "z", *ROTATION_CHANNELS[self.rotation])
+
+
+class WaypointGroup(Group):
+    """Waypoints of a base in the ground plane."""
+
+    kind: Literal["waypoint"]
+    unit: Literal["m, rad"] = "m, rad"
+    reference: Annotated[
+        Literal["chunk_start"], Field(description="Rows are poses relative to that at the observation")
+    ] = "chunk_start"
+    frame: Annotated[Frame, Field(description="Frame of the base: x forward, y left, theta counterclockwise")]
+    limits: MotionLimits
+    controller: DiffDriveController
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return ("dx", "dy", "dtheta")
+
+
+class BaseVelocityGroup(Group):
+    """Velocity of a base in its own frame."""
+
+    kind: Literal["base_velocity"]
+    unit: Literal["m/s, rad/s"] = "m/s, rad/s"
+    reference: Literal["absolute"] = "absolute"
+    frame: Annotated[Frame, Field(description="Frame of the base: x forward, counterclockwise positive")]
+    limits: MotionLimits
+    controller: DiffDriveController
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return ("vx", "wz")
+
+
+ActionGroup = Annotated[
+    Union[JointPositionGroup, GripperGroup, HandGroup, EefDeltaGroup, WaypointGroup, BaseVelocityGroup],
+    Discriminator("kind"),
+]
+
+
+class Stop(Record):
+    """When the executor stops the robot."""
+
+    heartbeat_timeout: Annotated[Positive, Field(description="Silence of the policy before a stop [s]")] = 0.15
+    chunk_max_age: Annotated[
+        Positive, Field(description="Age of the observation at which a chunk is refused when it arrives [s]")
+    ] = 1.0
+
+
+class Simulation(Record):
+    """Body that stands for the robot in `qwen_vla_ros.sim`."""
+
+    body: Identifier
+
+
+class Embodiment(Record):
+    """One robot as the model and the controllers see it."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema", description="Version of this format")]
+    name: Annotated[Identifier, Field(description="Name of the embodiment and of its file")]
+    description: Annotated[str, Field(min_length=1, max_length=512)]
+    prompt: Prompt
+    control_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the model's actions [Hz]")]
+    command_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the executor's commands [Hz]")]
+    horizon: Annotated[StrictInt, Field(ge=1, description="Rows of a chunk")]
+    execute_steps: Annotated[StrictInt, Field(ge=1, description="Rows followed before the next chunk is asked for")]
+    cameras: Annotated[tuple[Camera, ...], Field(min_length=1, description="In the order in which the model sees them")]
+    max_camera_skew: Annotated[
+        Positive, Field(description="Difference of capture times within one observation [s]")
+    ] = 0.1
+    state: State
+    actions: Annotated[tuple[ActionGroup, ...], Field(min_length=1, description="Groups in channel order")]
+    home: Annotated[dict[JointName, Number], Field(description="Position of every joint at rest")] = {}
+    stop: Stop = Stop()
+    simulation: Simulation | None = None
+
+    @cached_property
+    def layout(self) -> ChannelLayout:
+        """Columns of the action tensor."""
+        return ChannelLayout(
+            names=tuple(f"{group.name}/{channel}" for group in self.actions for channel in group.channels),
+            groups=tuple(group.name for group in self.actions),
+            sizes=tuple(group.count for group in self.actions),
+            horizon=self.horizon,
+        )
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Joints of all groups, in channel order."""
+        return tuple(joint for group in self.actions if isinstance(group, _Joints) for joint in group.joints)
+
+    def check_against(self, K: int, H: int) -> None:
+        """Make sure that a checkpoint's action tensor (H, K) holds this embodiment.
+
+        Raises:
+            EmbodimentError: too many channels or too long a horizon.
+        """
+        faults = []
+        if self.layout.count > K:
+            faults.append(Fault(("actions",), f"{self.layout.count} channels", f"at most K = {K} of the checkpoint"))
+        if self.horizon > H:
+            faults.append(Fault(("horizon",), str(self.horizon), f"at most H = {H} of the checkpoint"))
+        if faults:
+            raise EmbodimentError(f"embodiment {self.name}", faults)
