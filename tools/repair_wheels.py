@@ -23,7 +23,9 @@ def replacement(rest: str) -> str:
         return sysconfig.get_path("include")
     if rest.endswith(("numpy/_core/include", "numpy/core/include")):
         return numpy.get_include()
-    raise SystemExit(f"repair_wheels: do not know what stands for {rest!r} of the build machine's Python here")
+    raise SystemExit(
+        f"repair_wheels: do not know what stands for {rest!r} of the build machine's Python here"
+    )
 
 
 def main() -> None:
