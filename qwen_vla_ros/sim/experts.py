@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scripted experts: what the robot should do next, from the scene's true state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen_vla_ros.sim.errors import SimulationError
+from qwen_vla_ros.sim.tasks import Drive, Goal
+from qwen_vla_ros.sim.world import World
+
+# Arms: the fastest joint moves at 0.08 rad per 0.1 s, the others in proportion.
+JOINT_SPEED = 0.8  # [rad/s]
+
+# Base.
+SPEED = 0.5  # [m/s]
+TURN = 0.9  # [rad/s]
+_TURN_GAIN = 2.0  # [1/s]
+_SPEED_GAIN = 1.0  # [1/s]
+_AHEAD = 0.5  # bearing beyond which the base turns on the spot [rad]
+_ALWAYS_LEFT = 0.9  # bearing beyond which it turns left wherever the pillar is [rad]
+_TICK = 0.05  # [s]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where World.teleport() puts a robot."""
+
+    joints: dict[str, float] | None = None
+    base_pose: np.ndarray | None = None
+
+
+def expert_chunk(world: World, goal: Goal | None, horizon: int, step: float) -> np.ndarray:
+    """What the expert does from the world's present state, shape (horizon, c), in the order of the body's channels.
+
+    Row k is to be reached `(k + 1) * step` [s] from now. Joints are absolute [rad, m]; rows of waypoints are poses
+    (x, y, yaw) [m, m, rad] relative to the base now. goal: None for the world's own.
+    """
+    goal = world.goal if goal is None else goal
+    if world.body.base is not None:
+        return _drive(world.base_pose, world, goal, horizon, step)
+    target = expert_target(world, goal)
+    measured = dict(zip(world.joint_names, world.joint_positions, strict=True))
+    now = np.array([measured[name] for name in world.body.channels])
+    return _straight(world, now, target, horizon, step)
+
+
+def expert_target(world: World, goal: Goal) -> np.ndarray:
+    """Joints (c,) in which a goal is reached [rad, m]: the arm that is named reaches, all else is home."""
+    reach, left = world.reach(goal.arm, world.task.point(world, goal))
+    if left > 0.02:
+        raise SimulationError(f"goal {goal.instruction!r} is out of reach by {100 * left:.1f} cm")
+    return np.array([{**world.home, **reach}[name] for name in world.body.channels])
+
+
+def expert_path(world: World, goal: Goal | None = None, step: float | None = None) -> np.ndarray:
+    """The expert's whole way from the present state, shape (n, c), n >= 1, its first row being the present state.
+
+    Joints are absolute; poses of a base are in the world. step: time between rows [s], that of the control rate by default.
+    """
+    goal = world.goal if goal is None else goal
+    step = 1.0 / world.embodiment.control_rate if step is None else step
+    if world.body.base is not None:
+        start = world.base_pose
+        count = int(np.ceil(world.task.time_limit / step))
+        rows = np.vstack([np.zeros(3), _drive(start, world, goal, count, step)])
+        moving = np.abs(np.diff(rows, axis=0)).max(axis=1) > 1e-3
+        rows = rows[: 1 + (int(np.flatnonzero(moving)[-1]) + 1 if moving.any() else 0)]
+        return _to_world(start, rows)
+    measured = dict(zip(world.joint_names, world.joint_positions, strict=True))
+    now = np.array([measured[name] for name in world.body.channels])
+    target = expert_target(world, goal)
+    count = int(np.ceil(np.abs(target - now)[_rotary(world)].max() / (JOINT_SPEED * step)))
+    return np.vstack([now, _straight(world, now, target, count, step)])
+
+
+def sample_states(
+    world: World,
+    goal: Goal,
+    rng: np.random.Generator,
+    count: int,
+    noise: tuple[float, ...] = (0.03, 0.12),
+) -> list[State]:
+    """States along and around the expert's ways to a goal, to be given to World.teleport().
+
+    Ways start at home or, one in three, where another goal of the scene is reached. noise: standard deviations
+    [rad] of joint noise, one of which is drawn per state; a base gets as much in heading and half in metres.
+    """
+    if world.body.base is not None:
+        return _sample_base(world, goal, rng, count, noise)
+    channels = world.body.channels
+    home = np.array([world.home[name] for name in channels])
+    target = expert_target(world, goal)
+    others = [expert_target(world, other) for other in world.goals() if other != goal]
+    ranges = dict(zip(world.joint_names, world.joint_ranges, strict=True))
+    lower, upper = np.array([ranges[name] for name in channels]).T
+    rotary = _rotary(world)
+    states = []
+    for _ in range(count):
+        start = others[int(rng.integers(len(others)))] if others and rng.random() < 1 / 3 else home
+        row = start + rng.beta(1.0, 0.8) * (target - start)
+        row = row + rotary * rng.normal(0.0, rng.choice(noise), size=len(row))
+        row = np.clip(row, lower, upper)
+        states.append(State(joints=dict(zip(channels, row.tolist(), strict=True))))
+    return states
+
+
+def _sample_base(
+    world: World, goal: Goal, rng: np.random.Generator, count: int, noise: tuple[float, ...]
+) -> list[State]:
+    pillars = np.array([position[:2] for position, _ in world.objects.values()])
+    states: list[State] = []
+    while len(states) < count:
+        start = np.array([rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(-0.9, 0.9)])
+        if rng.random() < 0.5:
+            start = np.zeros(3)
+        rows = np.vstack(
+            [start, _to_world(start, _drive(start, world, goal, int(world.task.time_limit / 0.25), 0.25))]
+        )
+        moving = np.abs(np.diff(rows, axis=0)).max(axis=1) > 1e-3
+        last = int(np.flatnonzero(moving)[-1]) + 1 if moving.any() else 0
+        # Four rows of rest at the end, so that arriving is seen often enough.
+        row = rows[min(int(rng.integers(last + 5)), last)]
+        spread = float(rng.choice(noise))
+        row = row + rng.normal(size=3) * (0.5 * spread, 0.5 * spread, spread)
+        if np.linalg.norm(pillars - row[:2], axis=1).min() > 0.45:
+            states.append(State(base_pose=row))
+    return states
+
+
+def _rotary(world: World) -> np.ndarray:
+    arm = {joint for arm in world.body.arms for joint in arm.joints}
+    return np.array([name in arm for name in world.body.channels])
+
+
+def _straight(world: World, now: np.ndarray, target: np.ndarray, horizon: int, step: float) -> np.ndarray:
+    """Straight in joint space, no joint faster than JOINT_SPEED; grippers go to their target at once."""
+    rotary = _rotary(world)
+    difference = np.where(rotary, target - now, 0.0)
+    longest = np.abs(difference).max()
+    share = np.ones(horizon)
+    if longest > 0.0:
+        share = np.minimum(1.0, JOINT_SPEED * step * np.arange(1, horizon + 1) / longest)
+    rows = now + share[:, None] * difference
+    return np.where(rotary, rows, target)
+
+
+def _drive(start: np.ndarray, world: World, goal: Goal, horizon: int, step: float) -> np.ndarray:
+    """Poses (horizon, 3) relative to `start`, of a unicycle steered to the goal's pillar."""
+    task = world.task
+    assert isinstance(task, Drive)
+    pillar = task.point(world, goal)[:2]
+    x, y, yaw = start
+    rows = np.empty((horizon, 3))
+    ticks = max(1, round(step / _TICK))
+    tick = step / ticks
+    for row in range(horizon):
+        for _ in range(ticks):
+            v, w = _steer(pillar[0] - x, pillar[1] - y, yaw, task.stop)
+            x += v * tick * np.cos(yaw + 0.5 * w * tick)
+            y += v * tick * np.sin(yaw + 0.5 * w * tick)
+            yaw += w * tick
+        rows[row] = (x, y, yaw)
+    return _to_base(np.asarray(start), rows)
+
+
+def _steer(dx: float, dy: float, yaw: float, stop: float) -> tuple[float, float]:
+    bearing = (np.arctan2(dy, dx) - yaw + np.pi) % (2 * np.pi) - np.pi
+    if abs(bearing) > _ALWAYS_LEFT:
+        return 0.0, TURN
+    w = float(np.clip(_TURN_GAIN * bearing, -TURN, TURN))
+    ahead = max(0.0, 1.0 - abs(bearing) / _AHEAD)
+    v = float(np.clip(_SPEED_GAIN * (np.hypot(dx, dy) - stop), 0.0, SPEED)) * ahead
+    return v, w
+
+
+def _to_base(pose: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    x, y, yaw = pose
+    dx, dy = rows[:, 0] - x, rows[:, 1] - y
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.column_stack([c * dx + s * dy, -s * dx + c * dy, rows[:, 2] - yaw])
+
+
+def _to_world(pose: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    x, y, yaw = pose
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.column_stack(
+        [x + c * rows[:, 0] - s * rows[:, 1], y + s * rows[:, 0] + c * rows[:, 1], yaw + rows[:, 2]]
+    )

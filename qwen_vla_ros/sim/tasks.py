@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks: how a scene is laid out, what can be asked for in it, and when it is done.
+
+A new task is a subclass of Task and an entry in TASKS; how hard it is, is in its Randomisation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qwen_vla_ros.sim.bodies import OBJECTS
+from qwen_vla_ros.sim.errors import SimulationError
+from qwen_vla_ros.sim.scene import COLOURS
+
+if TYPE_CHECKING:
+    from qwen_vla_ros.sim.world import World
+
+_TRIES = 2000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One instruction in one scene. target: name of the object meant; arm: the arm meant, None if there is one."""
+
+    instruction: str
+    target: str
+    colour: str
+    arm: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """success: the goal has been reached and held. distance: from the goal now [m]."""
+
+    success: bool
+    distance: float
+    detail: str
+
+
+@dataclass
+class Hold:
+    """Counts for how long a goal has been held without a break [s]; once reached, it stays so."""
+
+    held: float = 0.0
+    reached: bool = False
+
+    def update(self, near: bool, elapsed: float, needed: float) -> None:
+        self.held = self.held + elapsed if near else 0.0
+        self.reached = self.reached or self.held >= needed - 1e-9
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """What changes from seed to seed.
+
+    first, second: ranges of the objects' placement, of x and y [m], or of distance [m] and bearing [rad].
+    height: of the objects' centres [m]. separation: least distance of two objects' centres [m].
+    yaw: range of an object's heading [rad]. joint_noise: start posture, about home [rad].
+    """
+
+    first: tuple[float, float]
+    second: tuple[float, float]
+    height: float
+    separation: float
+    yaw: tuple[float, float] = (0.0, 0.0)
+    joint_noise: float = 0.03
+    colours: tuple[str, ...] = tuple(COLOURS)
+
+
+class Task(ABC):
+    """time_limit: of an episode [s]. hold: how long success must last [s]. tolerance: how near is near [m]."""
+
+    name: str
+    time_limit: float
+    hold: float = 0.3
+    tolerance: float
+    randomisation: Randomisation
+
+    def place(self, world: World, rng: np.random.Generator) -> None:
+        """Lay out the scene: three objects of different colours."""
+        colours = rng.permutation(self.randomisation.colours)[: len(OBJECTS)]
+        for _ in range(_TRIES):
+            positions = [self.position(rng) for _ in OBJECTS]
+            if self.clear(positions):
+                for name, position, colour in zip(OBJECTS, positions, colours, strict=True):
+                    yaw = float(rng.uniform(*self.randomisation.yaw))
+                    world.place(name, tuple(position), str(colour), yaw)
+                if self.usable(world, positions):
+                    return
+        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.randomisation}")
+
+    def position(self, rng: np.random.Generator) -> np.ndarray:
+        """A place (3,) for an object [m]."""
+        spread = self.randomisation
+        return np.array([rng.uniform(*spread.first), rng.uniform(*spread.second), spread.height])
+
+    def clear(self, positions: list[np.ndarray]) -> bool:
+        return all(
+            np.linalg.norm(a - b) >= self.randomisation.separation
+            for i, a in enumerate(positions)
+            for b in positions[:i]
+        )
+
+    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
+        """Whether each object can be a target."""
+        return True
+
+    @abstractmethod
+    def goals(self, world: World) -> list[Goal]:
+        """Every goal of the present scene that can be reached."""
+
+    @abstractmethod
+    def point(self, world: World, goal: Goal) -> np.ndarray:
+        """Where the end effector or the base has to go, shape (3,) [m]."""
+
+    @abstractmethod
+    def distance(self, world: World, goal: Goal) -> float:
+        """From the goal now [m]."""
+
+    def near(self, world: World, goal: Goal) -> bool:
+        return self.distance(world, goal) <= self.tolerance
+
+    def judge(self, world: World, goal: Goal, reached: bool) -> Outcome:
+        distance = self.distance(world, goal)
+        if reached:
+            return Outcome(True, distance, f"held within {100 * self.tolerance:.0f} cm for {self.hold:g} s")
+        nearest = min(world.goals(), key=lambda other: self.distance(world, other))
+        detail = f"{100 * distance:.1f} cm from the goal"
+        if nearest.target != goal.target and self.near(world, nearest):
+            detail += f"; it is at the {nearest.colour} object instead"
+        elif nearest.arm != goal.arm and self.near(world, nearest):
+            detail += f"; the {nearest.arm} arm is there instead"
+        return Outcome(False, distance, detail)
+
+
+class _ArmTask(Task):
+    """An end effector goes to a point near an object."""
+
+    template: str
+    offset: Mapping[str | None, tuple[float, float, float]]
+    # What inverse kinematics may leave for a goal to count as reachable [m].
+    reachable = 0.005
+
+    def goals(self, world: World) -> list[Goal]:
+        return [
+            goal
+            for target, (_, colour) in world.objects.items()
+            for goal in self._candidates(world, target, colour)
+            if world.reach(goal.arm, self.point(world, goal))[1] <= self.reachable
+        ]
+
+    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
+        # Object poses were written but not computed yet: judge the positions themselves.
+        return all(
+            any(
+                world.reach(arm.name, np.round(position + self.offset[arm.name], 4))[1] <= self.reachable
+                for arm in world.body.arms
+            )
+            for position in positions
+        )
+
+    def point(self, world: World, goal: Goal) -> np.ndarray:
+        # Rounded so that an object that settles by micrometres does not move the goal.
+        return np.round(world.data.body(goal.target).xpos + self.offset[goal.arm], 4)
+
+    def distance(self, world: World, goal: Goal) -> float:
+        offset = world.data.body(goal.target).xpos + self.offset[goal.arm] - world.tool(goal.arm)
+        return float(np.linalg.norm(offset))
+
+    def _candidates(self, world: World, target: str, colour: str) -> list[Goal]:
+        return [
+            Goal(self.template.format(colour=colour, arm=arm.name), target, colour, arm.name)
+            for arm in world.body.arms
+        ]
+
+
+class Reach(_ArmTask):
+    """The Panda's fingertips within 4 cm of a point 10 cm above a cube's centre."""
+
+    name = "reach"
+    time_limit = 12.0
+    tolerance = 0.04
+    template = "reach the {colour} cube"
+    offset = {None: (0.0, 0.0, 0.10)}
+    randomisation = Randomisation(first=(0.36, 0.62), second=(-0.28, 0.28), height=0.03, separation=0.14)
+
+
+class ReachWithArm(_ArmTask):
+    """The fingertips of the arm that is named within 4 cm of a point 9 cm above a cube's centre."""
+
+    name = "reach_with_arm"
+    time_limit = 12.0
+    tolerance = 0.04
+    template = "reach the {colour} cube with the {arm} arm"
+    offset = {"left": (0.0, 0.0, 0.09), "right": (0.0, 0.0, 0.09)}
+    randomisation = Randomisation(first=(-0.22, 0.22), second=(0.34, 0.66), height=0.025, separation=0.13)
+
+
+class Touch(_ArmTask):
+    """The hand that is named within 4 cm of a point at the outer side of a ball, 8 cm from its centre.
+
+    From the side, because a hand that covers the ball would hide it from the camera in the head.
+    """
+
+    name = "touch"
+    time_limit = 12.0
+    tolerance = 0.04
+    template = "touch the {colour} ball with the {arm} hand"
+    offset = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
+    randomisation = Randomisation(first=(0.32, 0.46), second=(-0.24, 0.24), height=0.90, separation=0.13)
+
+
+class Drive(Task):
+    """The base at rest in front of a pillar: 0.5 to 0.95 m from its centre, facing it within 0.35 rad."""
+
+    name = "drive"
+    time_limit = 25.0
+    tolerance = 0.225
+    standoff = 0.725
+    bearing = 0.35
+    slow = (0.15, 0.3)  # [m/s], [rad/s]
+    # Nothing stands nearer than this to the straight way to a pillar [m].
+    clearance = 0.65
+    # Driving stops this far from a pillar's centre [m].
+    stop = 0.70
+    randomisation = Randomisation(
+        first=(1.5, 2.8), second=(-0.62, 0.62), height=0.0, separation=0.75, joint_noise=0.0
+    )
+
+    def position(self, rng: np.random.Generator) -> np.ndarray:
+        spread = self.randomisation
+        distance, bearing = rng.uniform(*spread.first), rng.uniform(*spread.second)
+        return np.array([distance * np.cos(bearing), distance * np.sin(bearing), spread.height])
+
+    def clear(self, positions: list[np.ndarray]) -> bool:
+        if not super().clear(positions):
+            return False
+        for target in positions:
+            length = np.linalg.norm(target)
+            along = target / length
+            for other in positions:
+                if other is not target:
+                    nearest = np.clip(other @ along, 0.0, length - self.stop) * along
+                    if np.linalg.norm(other - nearest) < self.clearance:
+                        return False
+        return True
+
+    def goals(self, world: World) -> list[Goal]:
+        return [
+            Goal(f"drive to the {colour} pillar", target, colour)
+            for target, (_, colour) in world.objects.items()
+        ]
+
+    def point(self, world: World, goal: Goal) -> np.ndarray:
+        return world.data.body(goal.target).xpos.copy()
+
+    def distance(self, world: World, goal: Goal) -> float:
+        """Difference from the standoff, and more where the pillar is not ahead [m]."""
+        distance, bearing = self._polar(world, goal)
+        return abs(distance - self.standoff) + max(0.0, abs(bearing) - self.bearing) * self.standoff
+
+    def near(self, world: World, goal: Goal) -> bool:
+        v, w = np.abs(world.base_velocity)
+        return super().near(world, goal) and v <= self.slow[0] and w <= self.slow[1]
+
+    def _polar(self, world: World, goal: Goal) -> tuple[float, float]:
+        x, y, yaw = world.base_pose
+        offset = self.point(world, goal)[:2] - (x, y)
+        bearing = np.arctan2(offset[1], offset[0]) - yaw
+        return float(np.linalg.norm(offset)), float((bearing + np.pi) % (2 * np.pi) - np.pi)
+
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (Reach(), ReachWithArm(), Touch(), Drive())}
