@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a Qwen-VLA checkpoint; every assumption that the paper leaves open is a field here."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from transformers import PreTrainedConfig, Qwen3_5Config
+
+
+class ActionExpertConfig(PreTrainedConfig):
+    """The single-stream DiT. Defaults give the parameter table of arXiv 2605.30280.
+
+    Args:
+        hidden_size: Width d of the blocks.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Query heads; keys and values have as many.
+        head_dim: Size of a head.
+        intermediate_size: Hidden size of the SwiGLU.
+        timestep_dim: Size of the sinusoidal embedding of tau.
+        timestep_scale: tau is multiplied by this before the sinusoid.
+        channels: K, columns of the action tensor.
+        horizon: H, rows of the action tensor.
+        vlm_layer: Layer of the backbone whose states the expert reads: -1 is the last, after the final norm;
+            i >= 0 is the output of layer i, before any norm.
+        qk_norm: RMS norm over each head of queries and keys.
+        bidirectional: Every token sees every other; false makes the joint sequence causal.
+        action_position: `after_max`: rows of the chunk go on after the largest mRoPE index with t=h=w;
+            `after_length`: they go on after the number of VLM tokens.
+        mrope_section: Rotary frequencies per (t, h, w) section; null takes the backbone's.
+        rope_theta: Base of the rotary frequencies; null takes the backbone's.
+        adaln_zero: Modulation and output projections start at zero.
+        norm_eps: Epsilon of all norms.
+    """
+
+    model_type = "qwen_vla_action_expert"
+    base_config_key = "action_expert"
+
+    hidden_size: int = 1536
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 12
+    head_dim: int = 128
+    intermediate_size: int = 10240
+    timestep_dim: int = 256
+    timestep_scale: float = 1000.0
+    channels: int = 64
+    horizon: int = 16
+    vlm_layer: int = -1
+    qk_norm: bool = True
+    bidirectional: bool = True
+    action_position: Literal["after_max", "after_length"] = "after_max"
+    mrope_section: list[int] | None = None
+    rope_theta: float | None = None
+    adaln_zero: bool = True
+    norm_eps: float = 1e-6
+
+
+class FlowConfig(PreTrainedConfig):
+    """Flow matching: Y_tau = (1 - tau) Y_0 + tau Y_1, tau = 0 clean, tau = 1 noise.
+
+    Args:
+        num_steps: Euler steps at inference.
+        noise_temperature: Scale of the initial noise at inference.
+        padding_noise: What the channels and rows beyond an embodiment's own hold. `full`: the same path as
+            the rest with Y_0 = 0, so that at tau = 1 nothing tells the model which channels are in use;
+            `zero`: zeros.
+        tau_distribution: `beta` or `sigmoid_normal`.
+        tau_beta: (a, b) of Beta(a, b); a < b favours the clean end.
+        tau_normal: (mean, standard deviation) of the normal that the sigmoid is applied to.
+    """
+
+    model_type = "qwen_vla_flow"
+    base_config_key = "flow"
+
+    num_steps: int = 4
+    noise_temperature: float = 0.6
+    padding_noise: Literal["full", "zero"] = "full"
+    tau_distribution: Literal["beta", "sigmoid_normal"] = "beta"
+    tau_beta: list[float] | tuple[float, float] = (1.0, 1.5)
+    tau_normal: list[float] | tuple[float, float] = (0.0, 1.0)
+
+
+class QwenVLAConfig(PreTrainedConfig):
+    """A Qwen3.5 backbone, the action expert and the flow.
+
+    Args:
+        backbone: Configuration of the vision-language model.
+        action_expert: Configuration of the DiT.
+        flow: Configuration of training path and sampler.
+    """
+
+    model_type = "qwen_vla"
+    sub_configs_defaults: ClassVar = {
+        "backbone": Qwen3_5Config,
+        "action_expert": ActionExpertConfig,
+        "flow": FlowConfig,
+    }
+
+    backbone: dict | PreTrainedConfig | None = None
+    action_expert: dict | PreTrainedConfig | None = None
+    flow: dict | PreTrainedConfig | None = None
+
+    def get_text_config(self, *args, **kwargs):
+        """The backbone's text configuration, which transformers asks for."""
+        return self.backbone.get_text_config(*args, **kwargs)
+
+    @property
+    def mrope_section(self) -> list[int]:
+        """Rotary frequencies per (t, h, w) section in the action expert."""
+        own = self.action_expert.mrope_section
+        return list(own if own is not None else self.backbone.text_config.rope_parameters["mrope_section"])
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the action expert's rotary frequencies."""
+        own = self.action_expert.rope_theta
+        return float(own if own is not None else self.backbone.text_config.rope_parameters["rope_theta"])
