@@ -15,7 +15,7 @@ def _candidates() -> Iterator[Path]:
     module = Path(__file__)
     # A checkout, also when a colcon overlay links to it.
     yield module.resolve().parent.parent
-    # An installation: lib/python3.x/site-packages/qwen_vla_ros or, on Debian, local/lib/python3.x/dist-packages.
+    # An installation: PREFIX/lib/python3.x/site-packages/qwen_vla_ros, PREFIX/local/lib/... on Debian.
     for parent in module.parents:
         yield parent / "share" / PACKAGE
     for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
@@ -38,7 +38,8 @@ def share_directory() -> Path:
             return candidate
         searched.append(str(candidate))
     raise FileNotFoundError(
-        f"{PACKAGE}: no directory with 'embodiments/' found; searched {', '.join(searched)}. Install the package again."
+        f"{PACKAGE}: no directory with 'embodiments/' found; searched {', '.join(searched)}. "
+        "Install the package again."
     )
 
 

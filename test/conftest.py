@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -75,7 +76,7 @@ class Process:
         return self._popen.poll()
 
     def wait_for_output(self, pattern: str, timeout: float = 20.0) -> re.Match[str]:
-        """Wait until the output matches a regular expression; fails at once if the process ends without it."""
+        """Wait until the output matches a regular expression; fails at once if the process ends first."""
 
         def found() -> re.Match[str] | None:
             ended = self.returncode is not None
@@ -221,7 +222,7 @@ def _parameter(value: Any) -> str:
 
 @pytest.fixture
 def ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
-    """An rclpy node in a context of its own, spun in a thread: create publishers, subscriptions, clients on it."""
+    """An rclpy node in a context of its own, spun in a thread; for publishers, subscriptions, clients."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
@@ -232,10 +233,8 @@ def ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     executor.add_node(node)
 
     def spin() -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             executor.spin()
-        except ExternalShutdownException:
-            pass
 
     thread = threading.Thread(target=spin, name="test_node")
     thread.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Point the CMake files of the ROS wheels at this interpreter instead of the one of the machine that built them.
+"""Point the CMake files of the ROS wheels at this interpreter; they name the build machine's.
 
 Usage: VENV/bin/python tools/repair_wheels.py. It may run any number of times.
 """

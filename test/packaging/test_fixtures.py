@@ -29,7 +29,10 @@ def test_generated_interfaces_and_modules_are_one_package():
 
 
 def test_spawned_process_is_ended_and_its_output_kept(spawn):
-    stubborn = "import signal, sys, time; signal.signal(2, lambda *_: print('asked', flush=True)); print('up'); time.sleep(60)"
+    stubborn = (
+        "import signal; signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True)); print('up')\n"
+        "while True: signal.pause()"
+    )
     process = spawn(sys.executable, ["-c", stubborn])
     process.wait_for_output("up")
     assert process.end() == -signal.SIGTERM
@@ -46,7 +49,8 @@ def test_node_in_another_process_hears_us(spawn, ros_node, wait_for):
     listener = (
         "import rclpy, rclpy.node, std_msgs.msg as m; rclpy.init(); n = rclpy.node.Node('listener');"
         "n.declare_parameter('word', '');"
-        "n.create_subscription(m.String, 'words', lambda s: print('heard', s.data, n.get_parameter('word').value), 10);"
+        "word = n.get_parameter('word').value;"
+        "n.create_subscription(m.String, 'words', lambda s: print('heard', s.data, word), 10);"
         "rclpy.spin(n)"
     )
     from std_msgs.msg import String

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything runs in .venv (ROS=jazzy: .venv-jazzy); see 'make help'.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+ROS ?= kilted
+export ROS
+# For tools/setup; see there.
+ifdef PYTHON
+export PYTHON
+endif
+ifdef TORCH
+export TORCH
+endif
+
+suffix := $(if $(filter kilted,$(ROS)),,-$(ROS))
+bin := .venv$(suffix)/bin
+
+EMBODIMENT ?=
+TASK ?=
+export TASK
+EPISODES ?=
+SEED ?=
+TESTS ?= test
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED='
+	@echo 'make test     all tests                  TESTS=test/motion'
+	@echo 'make lint     format, lint, types, rules between the rooms'
+	@echo 'make bench    benchmarks, also as out/bench.json'
+	@echo 'make setup    only what the others need first'
+	@echo 'make clean    remove the environment and everything built'
+	@echo
+	@echo 'ROS=kilted|jazzy  PYTHON=python3.12  TORCH="torch==2.13.0 --index-url ..."'
+
+setup:
+	@tools/setup
+
+demo: setup
+	@tools/with_ros qwen-vla demo $(foreach body,$(EMBODIMENT),--embodiment '$(body)') \
+	  $(if $(TASK),--task "$$TASK") $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SEED),--seed $(SEED))
+
+test: setup
+	@tools/with_ros python -m pytest --cov --cov-report=term --cov-report=xml:coverage.xml $(TESTS)
+
+lint: setup
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+
+bench: setup
+	@tools/with_ros python -m qwen_vla_ros.bench
+
+clean:
+	rm -rf .venv$(suffix) .colcon$(suffix) out .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

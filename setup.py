@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python distribution: for machines without ROS, and the dependencies that `make setup` installs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = "qwen_vla_ros"
+
+CORE = [
+    "numpy>=1.26",  # arrays everywhere
+    "pydantic>=2.5",  # embodiment schema
+    "pyyaml>=6.0",  # embodiment files, with line numbers
+    "rich>=13.0",  # tables and progress
+    "typer>=0.12",  # command line
+]
+EXTRAS = {
+    "model": [
+        "torch>=2.6",  # the policy network
+        "transformers>=5.2",  # Qwen3.5 backbone; the first series that has it
+        "safetensors>=0.4.3",  # checkpoint files
+        "tokenizers>=0.21",  # tokenizer of the tiny preset
+        "pillow>=10.0",  # images into the processor
+    ],
+    "motion": [
+        "ruckig>=0.14",  # jerk-limited set-points
+    ],
+    "ros": [
+        "opencv-python-headless>=4.8",  # image conversion where cv_bridge is missing
+        "transforms3d>=0.4.2",  # quaternions where tf_transformations is missing
+    ],
+    "sim": [
+        "mujoco>=3.3,<3.9",  # physics and rendering; the ViperX model needs < 3.9
+    ],
+    "demo": [
+        "matplotlib>=3.8",  # pictures of a run
+        "opencv-python-headless>=4.8",  # video of a run
+        "pillow>=10.0",  # pictures into files
+    ],
+    "test": [
+        "hypothesis>=6.100",  # property tests
+        "import-linter>=2.1",  # rules between the rooms
+        "mypy>=1.11",  # types
+        "pytest>=8.0",  # test runner
+        "pytest-cov>=5.0",  # coverage
+        "coverage>=7.10",  # coverage of the node processes
+        "ruff>=0.9",  # format and lint
+        "types-pyyaml",  # types of yaml for mypy
+    ],
+}
+
+
+def share() -> list[tuple[str, list[str]]]:
+    """Embodiments, configuration and checkpoints below share/qwen_vla_ros, folder by folder."""
+    found = []
+    for top in ("checkpoints", "config", "embodiments"):
+        for folder in [Path(top), *sorted(path for path in Path(top).rglob("*") if path.is_dir())]:
+            files = [str(path) for path in sorted(folder.glob("*")) if path.is_file()]
+            if files:
+                found.append((f"share/{PACKAGE}/{folder}", files))
+    return found
+
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Qwen-VLA policies as ROS 2 nodes: images and joint states in, limited commands out",
+    author="qwen_vla_ros maintainers",
+    author_email="maintainers@qwen-vla-ros.org",
+    license="Apache-2.0",
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    python_requires=">=3.10",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["qwen-vla = qwen_vla_ros.cli:app"]},
+    data_files=share(),
+    zip_safe=False,
+)
