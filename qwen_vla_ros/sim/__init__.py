@@ -6,10 +6,10 @@ import os
 # Read by mujoco when it is first imported; EGL needs no display.
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-from qwen_vla_ros.sim.errors import SimulationError  # noqa: E402
-from qwen_vla_ros.sim.experts import expert_chunk, expert_path, sample_states  # noqa: E402
-from qwen_vla_ros.sim.tasks import Goal, Outcome  # noqa: E402
-from qwen_vla_ros.sim.world import Episode, World, make_world  # noqa: E402
+from qwen_vla_ros.sim.errors import SimulationError
+from qwen_vla_ros.sim.experts import expert_chunk, expert_path, sample_states
+from qwen_vla_ros.sim.tasks import Goal, Outcome
+from qwen_vla_ros.sim.world import Episode, World, make_world
 
 __all__ = [
     "Episode",

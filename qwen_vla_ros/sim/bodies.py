@@ -159,14 +159,19 @@ def _build_aloha() -> mujoco.MjSpec:
         # Only the fingers touch things: contact between the meshes of the links costs most of a step.
         if "finger" not in geom.name:
             geom.contype, geom.conaffinity = 0, 0
-    # The model's friction of 30 to 60 N m holds its soft wrist servos far from their targets.
+    # The model's friction of 30 to 60 N m holds its soft wrist servos far from their targets, and they have no
+    # damping of their own.
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     for joint in spec.joints:
         joint.frictionloss = 0.5
-        if joint.damping[0] == 0:
-            joint.damping[0] = 5.0
+        joint.armature = 0.02
     for actuator in spec.actuators:
-        if any(part in actuator.target for part in ("forearm_roll", "wrist")):
+        if "finger" in actuator.target:
+            actuator.biasprm[2] = -10.0
+        elif any(part in actuator.target for part in ("forearm_roll", "wrist")):
             _position_servo(actuator, 200.0, 10.0)
+        else:
+            _position_servo(actuator, actuator.gainprm[0], 0.06 * actuator.gainprm[0])
     for side in ("left", "right"):
         spec.body(f"vx300s_{side}/gripper_link").add_site(name=f"{side}_tool", pos=[0.13, 0, 0])
     scene.dress(spec)
@@ -190,7 +195,7 @@ def _build_tiago() -> mujoco.MjSpec:
         geom.group = scene.SPECTATOR_ONLY
     mast = spec.body("tiagobase_base_link")
     spec.add_material(name="mast", rgba=[0.30, 0.31, 0.34, 1.0], specular=0.4, shininess=0.5)
-    look = dict(contype=0, conaffinity=0, group=scene.SPECTATOR_ONLY, mass=0.0, material="mast")
+    look = {"contype": 0, "conaffinity": 0, "group": scene.SPECTATOR_ONLY, "mass": 0.0, "material": "mast"}
     wheel_height = 0.0985
     mast.add_geom(
         type=mujoco.mjtGeom.mjGEOM_CYLINDER,
@@ -207,7 +212,7 @@ def _build_tiago() -> mujoco.MjSpec:
         fovy=90,
         quat=_forward_camera(np.deg2rad(17.0)),
     )
-    scene.dress(spec, extent=2.5)
+    scene.dress(spec, centre=(1.2, 0.0, 0.3), extent=3.5)
     scene.add_floor(spec, 0.0, condim=1)
     scene.add_pillars(spec, OBJECTS, radius=0.14, height=0.9)
     scene.add_camera(spec, "spectator", (-2.3, -2.0, 2.3), (1.0, 0.15, 0.1), 48)

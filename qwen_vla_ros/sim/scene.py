@@ -23,8 +23,10 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 _GEOM = mujoco.mjtGeom
 
 
-def dress(spec: mujoco.MjSpec, extent: float = 1.0) -> None:
-    """Give a robot's model our floor, sky and light, in place of its own. extent: of the scene [m]."""
+def dress(
+    spec: mujoco.MjSpec, centre: tuple[float, float, float] = (0.3, 0.0, 0.3), extent: float = 1.0
+) -> None:
+    """Give a robot's model our sky and light, in place of its own. centre (3,), extent: of what casts shadows [m]."""
     for texture in list(spec.textures):
         if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
             spec.delete(texture)
@@ -44,7 +46,7 @@ def dress(spec: mujoco.MjSpec, extent: float = 1.0) -> None:
     visual.map.shadowclip = 1.5
     visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
     spec.stat.extent = extent
-    spec.stat.center = [0.3, 0.0, 0.3]
+    spec.stat.center = list(centre)
     spec.add_texture(
         name="room_sky",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
@@ -55,11 +57,12 @@ def dress(spec: mujoco.MjSpec, extent: float = 1.0) -> None:
         height=384,
     )
     _checker(spec, "room_floor", (0.66, 0.69, 0.73), (0.60, 0.63, 0.68), repeat=(1.0, 1.0))
+    sun = np.array([-0.35, 0.42, -1.0])
     spec.worldbody.add_light(
         name="room_sun",
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        pos=[1.0, -1.2, 3.0],
-        dir=[-0.35, 0.42, -1.0],
+        pos=np.subtract(centre, 3.0 * sun),
+        dir=sun,
         diffuse=[0.55, 0.54, 0.50],
         specular=[0.15, 0.15, 0.15],
         castshadow=True,

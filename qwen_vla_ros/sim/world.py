@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
 import mujoco
 import numpy as np
 
@@ -18,6 +19,11 @@ from qwen_vla_ros.sim.tasks import TASKS, Goal, Hold, Outcome, Task
 
 # How often success is looked at while stepping [s].
 _CHECK_PERIOD = 0.01
+_UNSTABLE = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class World:
         self._colours: dict[str, str] = {}
         self._task: Task | None = None
         self._goal: Goal | None = None
+        self._goals: list[Goal] | None = None
         self._hold = Hold()
         self._time_before = 0.0
         self._debt = 0.0
@@ -199,15 +206,21 @@ class World:
         return Episode(task, self.goal.instruction, self._task.time_limit)
 
     def goals(self) -> list[Goal]:
-        """Every goal that can be asked for, and reached, in the present scene."""
-        return self.task.goals(self)
+        """Every goal that can be asked for, and reached, in the scene as it was laid out."""
+        if self._goals is None:
+            self._goals = self.task.goals(self)
+        return list(self._goals)
 
     def outcome(self) -> Outcome:
         """Whether the goal has been reached and held since it was set, and how far it is now."""
         return self.task.judge(self, self.goal, self._hold.reached)
 
     def place(self, name: str, position: tuple[float, float, float], colour: str, yaw: float = 0.0) -> None:
-        """Put an object of the scene, coloured, at `position` [m] turned by `yaw` [rad]."""
+        """Put an object of the scene, coloured, at `position` [m] turned by `yaw` [rad].
+
+        Poses are computed with the next teleport() or step().
+        """
+        self._goals = None
         quat = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
         body = self.model.body(name)
         mocap = int(body.mocapid[0])
@@ -260,10 +273,15 @@ class World:
             mujoco.mj_step(self.model, self.data, nstep=count)
             steps -= count
             if self._task is not None and self._goal is not None:
-                # mj_step leaves the poses of the beginning of its last step: 1 to 4 ms old, which is good enough here.
+                # mj_step leaves the poses that its last step began with: 1 to 4 ms old, good enough here.
                 self._hold.update(self.task.near(self, self._goal), count * dt, self.task.hold)
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+        for warning in _UNSTABLE:
+            if self.data.warning[warning].number:
+                raise SimulationError(
+                    f"physics of body {self.body.name!r} became unstable before {self.time:.3f} s"
+                )
 
     def teleport(
         self,
