@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -24,7 +24,7 @@ Path = tuple[Any, ...]
 class _CoreLoader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: `1e-3` is a number, `on` and `12:30` are text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -62,7 +62,7 @@ class Document:
 
 
 def parse_document(content: bytes) -> Document:
-    """Read YAML safely: no tags, no object construction, bounded size and depth. Never raises for bad content."""
+    """Read YAML safely: no tags, no objects, bounded size and depth. Bad content gives faults, never raises."""
     document = Document()
     if len(content) > MAX_BYTES:
         return _refuse(document, f"{len(content)} bytes", f"at most {MAX_BYTES} bytes")
@@ -76,7 +76,9 @@ def parse_document(content: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        return _refuse(document, f"text that is not YAML ({problem})", "YAML", mark.line + 1 if mark else None)
+        return _refuse(
+            document, f"text that is not YAML ({problem})", "YAML", mark.line + 1 if mark else None
+        )
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         return _refuse(document, f"a character that YAML does not allow ({error.reason})", "YAML", line)
@@ -103,7 +105,12 @@ class _Reader:
         self._count += 1
         if self._count > MAX_VALUES or depth > MAX_DEPTH:
             if not any(fault.found.startswith("too many") for fault in self._document.faults):
-                self._fault(node, path, "too many values or levels", f"at most {MAX_VALUES} values, {MAX_DEPTH} levels")
+                self._fault(
+                    node,
+                    path,
+                    "too many values or levels",
+                    f"at most {MAX_VALUES} values, {MAX_DEPTH} levels",
+                )
             return None
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, path, depth)
@@ -121,11 +128,14 @@ class _Reader:
             if not isinstance(key, str):
                 self._fault(key_node, path, f"the key {value_text(key)}", "a key that is text")
                 continue
+            place = (*path, key)
             if key in values:
-                line = self._document.lines[(*path, key)]
-                self._fault(key_node, (*path, key), "the key a second time", f"it once (first on line {line})")
+                line = self._document.lines[place]
+                self._fault(
+                    key_node, (*path, key), "the key a second time", f"it once (first on line {line})"
+                )
                 continue
-            self._document.lines[(*path, key)] = key_node.start_mark.line + 1
+            self._document.lines[place] = key_node.start_mark.line + 1
             values[key] = self.value(value_node, (*path, key), depth + 1)
         return values
 

@@ -48,7 +48,7 @@ class ChannelLayout:
         Raises:
             ValueError: the tensor is too small for the embodiment.
         """
-        if H < self.horizon or K < self.count:
+        if self.horizon > H or self.count > K:
             raise ValueError(
                 f"action tensor: found (H, K) = ({H}, {K}), expected at least ({self.horizon}, {self.count})"
             )

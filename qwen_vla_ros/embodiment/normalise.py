@@ -39,17 +39,21 @@ class Statistics:
             object.__setattr__(self, name, value)
         if self.q01.ndim != 1 or self.q01.shape != self.q99.shape or not self.q01.size:
             raise ValueError(
-                f"statistics: found shapes {self.q01.shape} and {self.q99.shape}, expected (c,) for q01 and q99"
+                f"statistics: found shapes {self.q01.shape}, {self.q99.shape}, expected (c,) for q01 and q99"
             )
         if not (np.isfinite(self.q01).all() and np.isfinite(self.q99).all()):
             raise ValueError("statistics: found a value that is not finite, expected finite q01 and q99")
         bad = np.flatnonzero(self.q01 >= self.q99)
         if bad.size:
             k = int(bad[0])
-            raise ValueError(f"statistics: found q01 {self.q01[k]} and q99 {self.q99[k]} in channel {k}, expected q01 < q99")
+            raise ValueError(
+                f"statistics: found q01 {self.q01[k]}, q99 {self.q99[k]} in channel {k}, expected q01 < q99"
+            )
         with np.errstate(over="ignore"):
             if not np.isfinite(self.q99 - self.q01).all():
-                raise ValueError("statistics: found a range q99 - q01 that overflows, expected a finite range")
+                raise ValueError(
+                    "statistics: found a range q99 - q01 that overflows, expected a finite range"
+                )
 
     @property
     def count(self) -> int:
@@ -74,7 +78,8 @@ def normalise(actions: npt.ArrayLike, statistics: Statistics) -> Array:
 def denormalise(actions: npt.ArrayLike, statistics: Statistics) -> Array:
     """[-1, 1] to physical units: `(a + 1) / 2 (q99 - q01) + q01`.
 
-    Values beyond [-1, 1] are clipped first: no training target lies there. NaN stays NaN, for the caller to refuse.
+    Values beyond [-1, 1] are clipped first: no training target lies there. NaN stays NaN, for the caller to
+    refuse.
 
     Args:
         actions: Shape (..., c).
@@ -97,12 +102,12 @@ def resolve_statistics(embodiment: Embodiment, checkpoint_statistics: Mapping[st
     """Statistics of every channel: the group's `normalisation` where it has one, else the checkpoint's.
 
     Args:
-        checkpoint_statistics: by embodiment name, `Statistics` or a mapping with `q01` (c,) and `q99` (c,), and
-            optionally `channels` (c,), the names they belong to.
+        checkpoint_statistics: by embodiment name, `Statistics` or a mapping with `q01` (c,) and `q99` (c,),
+            and optionally `channels` (c,), the names they belong to.
 
     Raises:
-        EmbodimentError: the checkpoint knows no statistics of this embodiment and a group has none of its own;
-            their number or their channel names are not those of the embodiment; or a value is not valid.
+        EmbodimentError: the checkpoint knows no statistics of this embodiment and a group has none of its
+            own; their number or their channel names are not those of the embodiment; or a value is not valid.
     """
     layout = embodiment.layout
     source = f"statistics of {embodiment.name}"
@@ -127,15 +132,30 @@ def resolve_statistics(embodiment: Embodiment, checkpoint_statistics: Mapping[st
         try:
             given, channels = _entry(entry)
         except (ValueError, TypeError, KeyError) as error:
-            raise EmbodimentError(source, [Fault((embodiment.name,), str(error), "q01 (c,) below q99 (c,)")]) from error
+            raise EmbodimentError(
+                source, [Fault((embodiment.name,), str(error), "q01 (c,) below q99 (c,)")]
+            ) from error
         if given.count != layout.count:
             raise EmbodimentError(
-                source, [Fault((embodiment.name,), f"{given.count} channels", f"{layout.count}: {', '.join(layout.names)}")]
+                source,
+                [
+                    Fault(
+                        (embodiment.name,),
+                        f"{given.count} channels",
+                        f"{layout.count}: {', '.join(layout.names)}",
+                    )
+                ],
             )
         if channels is not None and tuple(channels) != layout.names:
             raise EmbodimentError(
                 source,
-                [Fault((embodiment.name, "channels"), value_text(list(channels)), f"{list(layout.names)}, in this order")],
+                [
+                    Fault(
+                        (embodiment.name, "channels"),
+                        value_text(list(channels)),
+                        f"{list(layout.names)}, in this order",
+                    )
+                ],
             )
         q01[:], q99[:] = given.q01, given.q99
     for group in embodiment.actions:
@@ -154,4 +174,6 @@ def _entry(entry: Any) -> tuple[Statistics, list[str] | None]:
     if absent:
         raise KeyError(f"no {' and no '.join(absent)}")
     channels = entry.get("channels")
-    return Statistics(entry["q01"], entry["q99"]), None if channels is None else [str(name) for name in channels]
+    return Statistics(entry["q01"], entry["q99"]), None if channels is None else [
+        str(name) for name in channels
+    ]

@@ -26,8 +26,8 @@ CONTROL_TEMPLATE = (
 )
 NAVIGATION_TEMPLATE = (
     "The robot is {robot_tag} with {body}. The control frequency is {fps} Hz. "
-    "Please predict the next {chunk_size} waypoints (dx, dy, dtheta) in the ground plane, in metres and radians "
-    "relative to the current pose, to execute the following task: {ori_instruction}."
+    "Please predict the next {chunk_size} waypoints (dx, dy, dtheta) in the ground plane, in metres and "
+    "radians relative to the current pose, to execute the following task: {ori_instruction}."
 )
 
 # Text that the tokenizer would turn into control tokens: <|...|>, and the bare tags of Qwen's vocabulary.
@@ -63,8 +63,8 @@ def check_instruction(instruction: str) -> str:
     """The instruction as it goes into a prompt: trimmed, Unicode NFC (as the tokenizer makes it), one line.
 
     Raises:
-        InstructionError: not text, empty, longer than 512 characters, or it holds a control character or the text
-            of a special token.
+        InstructionError: not text, empty, longer than 512 characters, or it holds a control character or the
+            text of a special token.
     """
     if not isinstance(instruction, str):
         raise InstructionError(f"instruction: found {type(instruction).__name__}, expected text")
@@ -131,8 +131,8 @@ def render_prompt(
 
     Raises:
         InstructionError: see `check_instruction`.
-        ValueError: the state or its statistics are missing, misshapen or not finite; a view is unknown or a required
-            one is missing.
+        ValueError: the state or its statistics are missing, misshapen or not finite; a view is unknown or a
+            required one is missing.
     """
     task = check_instruction(instruction).rstrip(".")
     if not task:
@@ -154,15 +154,19 @@ def render_prompt(
     return Prompt(images + sentence, shown)
 
 
-def state_bins(embodiment: Embodiment, state: npt.ArrayLike | None, statistics: Statistics | None) -> list[int]:
-    """The normalised state in 256 equal bins over [-1, 1]; the highest value lies in the last bin. Shape (c,).
+def state_bins(
+    embodiment: Embodiment, state: npt.ArrayLike | None, statistics: Statistics | None
+) -> list[int]:
+    """The normalised state in 256 equal bins over [-1, 1]; the highest value is in the last. Shape (c,).
 
     Raises:
         ValueError: see `render_prompt`.
     """
     count = embodiment.layout.count
     if state is None or statistics is None:
-        raise ValueError(f"prompt of {embodiment.name}: found no state or no statistics, expected both (prompt.state)")
+        raise ValueError(
+            f"prompt of {embodiment.name}: found no state or no statistics, expected both (prompt.state)"
+        )
     values = np.asarray(state, dtype=np.float64)
     if values.shape != (count,) or statistics.count != count:
         raise ValueError(

@@ -63,7 +63,9 @@ def _load_file(path: Path) -> Embodiment:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EmbodimentError(path, [Fault((), f"no readable file ({reason})", "an embodiment YAML")]) from error
+        raise EmbodimentError(
+            path, [Fault((), f"no readable file ({reason})", "an embodiment YAML")]
+        ) from error
     document = parse_document(content)
     faults = list(document.faults)
     embodiment = None

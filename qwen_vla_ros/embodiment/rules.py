@@ -11,8 +11,8 @@ from qwen_vla_ros.embodiment.errors import Fault, value_text
 from qwen_vla_ros.embodiment.prompt import SLOTS, template_slots, text_fault
 from qwen_vla_ros.embodiment.schema import MAX_CHANNELS, MAX_HORIZON, ROTATION_CHANNELS
 
-# The rules read plain values, not the model, so that a fault of type elsewhere hides none of theirs. They leave
-# alone whatever has not the right type: the schema has already named it.
+# The rules read plain values, not the model, so that a fault of type elsewhere hides none of theirs. They
+# leave alone whatever has not the right type: the schema has already named it.
 
 Path = tuple[Any, ...]
 
@@ -21,7 +21,11 @@ def find_faults(data: Any) -> Iterator[Fault]:
     """Faults of an embodiment that no single field shows."""
     if not isinstance(data, dict):
         return
-    groups = [(("actions", k), group) for k, group in enumerate(_list(data.get("actions"))) if isinstance(group, dict)]
+    groups = [
+        (("actions", k), group)
+        for k, group in enumerate(_list(data.get("actions")))
+        if isinstance(group, dict)
+    ]
     yield from _prompt(data)
     yield from _times(data)
     yield from _cameras(data)
@@ -69,7 +73,9 @@ def _prompt(data: dict[str, Any]) -> Iterator[Fault]:
         if fault is not None:
             yield Fault(("prompt", key), fault, "one line of plain text")
     if prompt.get("arms") == "none" and not prompt.get("waist") and not prompt.get("mobile_base"):
-        yield Fault(("prompt", "arms"), "'none', without waist and mobile_base", "at least one part that moves")
+        yield Fault(
+            ("prompt", "arms"), "'none', without waist and mobile_base", "at least one part that moves"
+        )
     template = prompt.get("template")
     if not isinstance(template, str):
         return
@@ -99,18 +105,32 @@ def _times(data: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _cameras(data: dict[str, Any]) -> Iterator[Fault]:
-    cameras = [(("cameras", k), camera) for k, camera in enumerate(_list(data.get("cameras"))) if isinstance(camera, dict)]
+    cameras = [
+        (("cameras", k), camera)
+        for k, camera in enumerate(_list(data.get("cameras")))
+        if isinstance(camera, dict)
+    ]
     for key in ("view", "topic"):
-        yield from _repeated(("cameras",), [((*path, key), camera.get(key)) for path, camera in cameras], f"each {key} once")
+        yield from _repeated(
+            ("cameras",), [((*path, key), camera.get(key)) for path, camera in cameras], f"each {key} once"
+        )
     for path, camera in cameras:
         compressed = camera.get("transport", "raw") == "compressed"
         if compressed and "encodings" not in camera:
             yield Fault(path, "no encodings", "encodings [jpeg, png] or one of them, for compressed images")
         for k, encoding in enumerate(_list(camera.get("encodings"))):
             if isinstance(encoding, str) and compressed != (encoding in ("jpeg", "png")):
-                expected = "jpeg or png for compressed" if compressed else "rgb8, bgr8, rgba8, bgra8 or mono8 for raw"
+                expected = (
+                    "jpeg or png for compressed"
+                    if compressed
+                    else "rgb8, bgr8, rgba8, bgra8 or mono8 for raw"
+                )
                 yield Fault((*path, "encodings", k), f"{encoding!r}", expected)
-    if cameras and len(cameras) == len(_list(data.get("cameras"))) and all(c.get("required") is False for _, c in cameras):
+    if (
+        cameras
+        and len(cameras) == len(_list(data.get("cameras")))
+        and all(c.get("required") is False for _, c in cameras)
+    ):
         yield Fault(("cameras",), "only optional cameras", "at least one that is required")
 
 
@@ -128,10 +148,14 @@ def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
     joints: list[tuple[Path, Any]] = []
     for path, group in groups:
         names = _list(group.get("joints"))
-        yield from _repeated(path, [((*path, "joints", k), name) for k, name in enumerate(names)], "each channel once")
+        yield from _repeated(
+            path, [((*path, "joints", k), name) for k, name in enumerate(names)], "each channel once"
+        )
         own = dict.fromkeys(name for name in names if isinstance(name, str))
         joints += [((*path, "joints", names.index(name)), name) for name in own]
-    yield from _repeated(("actions",), [((*path, "name"), group.get("name")) for path, group in groups], "each group name once")
+    yield from _repeated(
+        ("actions",), [((*path, "name"), group.get("name")) for path, group in groups], "each group name once"
+    )
     yield from _repeated(("actions",), joints, "each joint in one group")
     count = sum(_channel_count(group) for _, group in groups)
     if count > MAX_CHANNELS:
@@ -142,7 +166,10 @@ def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
 
 
 def _controllers(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
-    topics = [((*path, "controller", "topic"), _dict(group.get("controller")).get("topic")) for path, group in groups]
+    topics = [
+        ((*path, "controller", "topic"), _dict(group.get("controller")).get("topic"))
+        for path, group in groups
+    ]
     yield from _repeated(("actions",), topics, "one controller topic per group")
 
 
@@ -154,7 +181,11 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
     if kinds & {"joint_position", "gripper", "hand"} and state.get("joint_states") in (None, []):
         yield Fault(("state", "joint_states"), "no topic", "a JointState topic for the joints of the groups")
     if "waypoint" in kinds and state.get("odometry") is None:
-        yield Fault(("state", "odometry"), "nothing", "an odometry topic: waypoints are relative to the pose of the base")
+        yield Fault(
+            ("state", "odometry"),
+            "nothing",
+            "an odometry topic: waypoints are relative to the pose of the base",
+        )
     yield from _repeated(
         ("state",),
         [(("state", "joint_states", k), topic) for k, topic in enumerate(_list(state.get("joint_states")))],
@@ -176,7 +207,12 @@ def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
             pairs = [((*place, k), pair) for k, pair in enumerate(value)] if each else [(place, value)]
             for where, pair in pairs:
                 bounds = [_number(bound) for bound in _list(pair)]
-                if len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None and bounds[0] >= bounds[1]:
+                if (
+                    len(bounds) == 2
+                    and bounds[0] is not None
+                    and bounds[1] is not None
+                    and bounds[0] >= bounds[1]
+                ):
                     yield Fault(where, value_text(pair), "[low, high] with low < high")
 
 
@@ -187,7 +223,7 @@ def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     for key, values in (("q01", low), ("q99", high)):
         if count and values and len(values) != count:
             yield Fault((*path, "normalisation", key), f"{len(values)} values", f"{count}, one per channel")
-    for k, pair in enumerate(zip(low, high)):
+    for k, pair in enumerate(zip(low, high, strict=False)):
         a, b = _number(pair[0]), _number(pair[1])
         if a is not None and b is not None and a >= b:
             yield Fault((*path, "normalisation", "q01", k), f"{a:g}, and q99 {b:g}", "q01 < q99")
@@ -211,10 +247,18 @@ def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> It
             continue
         bounds = [_number(bound) for bound in _list(ranges[joint])]
         number = _number(value)
-        if number is None or len(bounds) != 2 or bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
+        if (
+            number is None
+            or len(bounds) != 2
+            or bounds[0] is None
+            or bounds[1] is None
+            or bounds[0] >= bounds[1]
+        ):
             continue
         if not bounds[0] <= number <= bounds[1]:
-            yield Fault(("home", joint), f"{number:g}", f"{bounds[0]:g} to {bounds[1]:g}, the limits of the joint")
+            yield Fault(
+                ("home", joint), f"{number:g}", f"{bounds[0]:g} to {bounds[1]:g}, the limits of the joint"
+            )
     absent = [joint for joint in ranges if joint not in home]
     if absent:
         yield Fault(("home",), f"no {', '.join(absent)}", "every joint of the groups, or no home at all")

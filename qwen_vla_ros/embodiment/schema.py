@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ Number = Annotated[float, Strict(), AllowInfNan(False)]
 Positive = Annotated[Number, Field(gt=0.0, le=1e6)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 JointName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
-Topic = Annotated[str, Field(pattern=r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$", max_length=255)]
+Topic = Annotated[
+    str, Field(pattern=r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$", max_length=255)
+]
 Frame = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
 
 
@@ -43,10 +45,12 @@ def _range_or_each(value: Any) -> str:
 
 Range = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2)]
 PerJoint = Annotated[
-    Union[Annotated[Positive, Tag("one")], Annotated[tuple[Positive, ...], Tag("each")]], Discriminator(_one_or_each)
+    Annotated[Positive, Tag("one")] | Annotated[tuple[Positive, ...], Tag("each")],
+    Discriminator(_one_or_each),
 ]
 PerJointRange = Annotated[
-    Union[Annotated[Range, Tag("one")], Annotated[tuple[Range, ...], Tag("each")]], Discriminator(_range_or_each)
+    Annotated[Range, Tag("one")] | Annotated[tuple[Range, ...], Tag("each")],
+    Discriminator(_range_or_each),
 ]
 
 
@@ -59,11 +63,15 @@ class Record(BaseModel):
 class Prompt(Record):
     """Slots of the prompt that belong to the robot."""
 
-    robot_tag: Annotated[str, Field(min_length=1, max_length=128, description="Name of the robot in the prompt")]
+    robot_tag: Annotated[
+        str, Field(min_length=1, max_length=128, description="Name of the robot in the prompt")
+    ]
     arms: Annotated[Literal["single", "dual", "none"], Field(description="Arms that the actions move")]
     waist: Annotated[StrictBool, Field(description="The actions move a waist")] = False
     mobile_base: Annotated[StrictBool, Field(description="The actions move a base")] = False
-    state: Annotated[StrictBool, Field(description="Put the state, in 256 bins, before the instruction")] = False
+    state: Annotated[StrictBool, Field(description="Put the state, in 256 bins, before the instruction")] = (
+        False
+    )
     template: Annotated[
         str | None,
         Field(
@@ -145,9 +153,10 @@ class DiffDriveController(Record):
     stamped: Annotated[StrictBool, Field(description="TwistStamped (true) or Twist (false)")]
 
 
-JointController = Annotated[Union[JointTrajectoryController, ForwardCommandController], Discriminator("type")]
+JointController = Annotated[JointTrajectoryController | ForwardCommandController, Discriminator("type")]
 GripperController = Annotated[
-    Union[JointTrajectoryController, ForwardCommandController, GripperCommandController], Discriminator("type")
+    JointTrajectoryController | ForwardCommandController | GripperCommandController,
+    Discriminator("type"),
 ]
 
 
@@ -174,7 +183,11 @@ class JointLimits:
     def __init__(self, field: JointLimitsField, count: int) -> None:
         self.position = _frozen(np.broadcast_to(np.asarray(field.position, dtype=np.float64), (count, 2)))
         for name in ("velocity", "acceleration", "jerk"):
-            setattr(self, name, _frozen(np.broadcast_to(np.asarray(getattr(field, name), dtype=np.float64), (count,))))
+            setattr(
+                self,
+                name,
+                _frozen(np.broadcast_to(np.asarray(getattr(field, name), dtype=np.float64), (count,))),
+            )
 
 
 def _frozen(array: Array) -> Array:
@@ -208,22 +221,40 @@ class Group(Record):
         raise NotImplementedError
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """Unit of each channel."""
+        raise NotImplementedError
+
+    @property
     def count(self) -> int:
         """Number of channels."""
         return len(self.channels)
 
 
-class _Joints(Group):
-    joints: Annotated[tuple[JointName, ...], Field(min_length=1, description="As in /joint_states, in channel order")]
+class JointGroup(Group):
+    """What the groups of joints share."""
+
+    joints: Annotated[
+        tuple[JointName, ...], Field(min_length=1, description="As in /joint_states, in channel order")
+    ]
     reference: Annotated[
         Literal["absolute", "chunk_start", "previous_step"],
-        Field(description="What an action is relative to: nothing, the joints at the observation, the row before"),
+        Field(
+            description="What a row is relative to: nothing, the joints at the observation, the row before"
+        ),
     ]
-    limits_field: Annotated[JointLimitsField, Field(alias="limits", description="Never exceeded by a command")]
+    unit: str
+    limits_field: Annotated[
+        JointLimitsField, Field(alias="limits", description="Never exceeded by a command")
+    ]
 
     @property
     def channels(self) -> tuple[str, ...]:
         return self.joints
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return (self.unit,) * self.count
 
     @cached_property
     def limits(self) -> JointLimits:
@@ -231,7 +262,7 @@ class _Joints(Group):
         return JointLimits(self.limits_field, len(self.joints))
 
 
-class JointPositionGroup(_Joints):
+class JointPositionGroup(JointGroup):
     """Positions of joints."""
 
     kind: Literal["joint_position"]
@@ -239,18 +270,19 @@ class JointPositionGroup(_Joints):
     controller: JointController
 
 
-class GripperGroup(_Joints):
+class GripperGroup(JointGroup):
     """Opening of a gripper; `fraction` is 0 closed, 1 open."""
 
     kind: Literal["gripper"]
     unit: Literal["rad", "m", "fraction"]
     threshold: Annotated[
-        Number | None, Field(description="Binary gripper: values above it mean the high limit, others the low one")
+        Number | None,
+        Field(description="Binary gripper: values above it mean the high limit, others the low one"),
     ] = None
     controller: GripperController
 
 
-class HandGroup(_Joints):
+class HandGroup(JointGroup):
     """Positions of the joints of a dexterous hand."""
 
     kind: Literal["hand"]
@@ -272,17 +304,26 @@ class EefDeltaGroup(Group):
     unit: Literal["m, rad"] = "m, rad"
     rotation: Annotated[
         Literal["rpy", "axis_angle", "rot6d"],
-        Field(description="Fixed-axis roll, pitch, yaw; rotation vector; or the first two columns of the matrix"),
+        Field(
+            description="Fixed-axis roll, pitch, yaw; rotation vector; or the first two columns of the matrix"
+        ),
     ]
-    reference: Annotated[Literal["chunk_start", "previous_step"], Field(description="Pose that a row is relative to")]
+    reference: Annotated[
+        Literal["chunk_start", "previous_step"], Field(description="Pose that a row is relative to")
+    ]
     frame: Annotated[Frame, Field(description="Frame whose axes the change is written in")]
     tip: Annotated[Frame, Field(description="Frame of the end effector")]
     limits: MotionLimits
-    controller: Annotated[Union[CartesianPoseController], Field(description="Takes poses of `tip` in `frame`")]
+    controller: Annotated[CartesianPoseController, Field(description="Takes poses of `tip` in `frame`")]
 
     @property
     def channels(self) -> tuple[str, ...]:
         return ("x", "y", "z", *ROTATION_CHANNELS[self.rotation])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        turn = ("1",) * 6 if self.rotation == "rot6d" else ("rad",) * 3
+        return ("m",) * 3 + turn
 
 
 class WaypointGroup(Group):
@@ -301,6 +342,10 @@ class WaypointGroup(Group):
     def channels(self) -> tuple[str, ...]:
         return ("dx", "dy", "dtheta")
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        return ("m", "m", "rad")
+
 
 class BaseVelocityGroup(Group):
     """Velocity of a base in its own frame."""
@@ -316,17 +361,33 @@ class BaseVelocityGroup(Group):
     def channels(self) -> tuple[str, ...]:
         return ("vx", "wz")
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        return ("m/s", "rad/s")
+
 
 ActionGroup = Annotated[
-    Union[JointPositionGroup, GripperGroup, HandGroup, EefDeltaGroup, WaypointGroup, BaseVelocityGroup],
+    JointPositionGroup | GripperGroup | HandGroup | EefDeltaGroup | WaypointGroup | BaseVelocityGroup,
     Discriminator("kind"),
 ]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of embodiment files, for editors. Rules between fields are `load_embodiment`'s alone."""
+    schema = Embodiment.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "qwen_vla_ros embodiment",
+    }
 
 
 class Stop(Record):
     """When the executor stops the robot."""
 
-    heartbeat_timeout: Annotated[Positive, Field(description="Silence of the policy before a stop [s]")] = 0.15
+    heartbeat_timeout: Annotated[Positive, Field(description="Silence of the policy before a stop [s]")] = (
+        0.15
+    )
     chunk_max_age: Annotated[
         Positive, Field(description="Age of the observation at which a chunk is refused when it arrives [s]")
     ] = 1.0
@@ -348,8 +409,12 @@ class Embodiment(Record):
     control_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the model's actions [Hz]")]
     command_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the executor's commands [Hz]")]
     horizon: Annotated[StrictInt, Field(ge=1, description="Rows of a chunk")]
-    execute_steps: Annotated[StrictInt, Field(ge=1, description="Rows followed before the next chunk is asked for")]
-    cameras: Annotated[tuple[Camera, ...], Field(min_length=1, description="In the order in which the model sees them")]
+    execute_steps: Annotated[
+        StrictInt, Field(ge=1, description="Rows followed before the next chunk is asked for")
+    ]
+    cameras: Annotated[
+        tuple[Camera, ...], Field(min_length=1, description="In the order in which the model sees them")
+    ]
     max_camera_skew: Annotated[
         Positive, Field(description="Difference of capture times within one observation [s]")
     ] = 0.1
@@ -372,7 +437,9 @@ class Embodiment(Record):
     @property
     def joints(self) -> tuple[str, ...]:
         """Joints of all groups, in channel order."""
-        return tuple(joint for group in self.actions if isinstance(group, _Joints) for joint in group.joints)
+        return tuple(
+            joint for group in self.actions if isinstance(group, JointGroup) for joint in group.joints
+        )
 
     def check_against(self, K: int, H: int) -> None:
         """Make sure that a checkpoint's action tensor (H, K) holds this embodiment.
@@ -382,7 +449,9 @@ class Embodiment(Record):
         """
         faults = []
         if self.layout.count > K:
-            faults.append(Fault(("actions",), f"{self.layout.count} channels", f"at most K = {K} of the checkpoint"))
+            faults.append(
+                Fault(("actions",), f"{self.layout.count} channels", f"at most K = {K} of the checkpoint")
+            )
         if self.horizon > H:
             faults.append(Fault(("horizon",), str(self.horizon), f"at most H = {H} of the checkpoint"))
         if faults:

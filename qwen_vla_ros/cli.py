@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `qwen-vla` command.
+
+Commands live in the room that they are about and are imported when they run, so that `qwen-vla --help` and
+the embodiment tools stay fast and need neither torch nor rclpy. To add one, write a function with typer's
+annotations (one command) or a `typer.Typer` (several) in the room's `cli.py`, and add a line to `COMMANDS`: name,
+where it is, one line of help. Torch, mujoco and rclpy are imported inside the functions of that module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import qwen_vla_ros
+
+COMMANDS = (
+    ("embodiment", "qwen_vla_ros.embodiment.cli:app", "List, show and validate embodiments; print prompts."),
+    ("checkpoint", "qwen_vla_ros.model.cli:app", "Inspect checkpoints and count parameters."),
+    ("data", "qwen_vla_ros.training.cli:data", "Make demonstrations in simulation."),
+    ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),
+    ("eval", "qwen_vla_ros.training.cli:evaluate", "Evaluate a checkpoint in simulation, in lock-step."),
+    ("demo", "qwen_vla_ros.demo.cli:demo", "Run the simulated bodies one after another."),
+    ("run", "qwen_vla_ros.demo.cli:run", "Run one simulated body."),
+)
+
+
+class _Later(TyperCommand):
+    """A command that is known by name and help until it is called."""
+
+    def __init__(self, name: str, target: str, text: str) -> None:
+        super().__init__(name=name, help=text, short_help=text)
+        self._target = target
+
+    def load(self) -> Any:
+        module_name, _, attribute = self._target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            typer.echo(
+                f"qwen-vla {self.name}: needs the Python module '{error.name}', which is not installed",
+                err=True,
+            )
+            raise typer.Exit(1) from error
+        if not isinstance(found, typer.Typer):
+            application = typer.Typer(add_completion=False)
+            application.command()(found)
+            found = application
+        command = typer.main.get_command(found)
+        command.name = self.name
+        return command
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for name, target, text in COMMANDS:
+            self.add_command(_Later(name, target, text), name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, _, _ in COMMANDS]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, _Later) else command, rest
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Run Qwen-VLA policies on robots, and the tools around them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qwen_vla_ros {qwen_vla_ros.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    app()

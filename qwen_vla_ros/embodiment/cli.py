@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qwen-vla embodiment`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from qwen_vla_ros.embodiment import (
+    MAX_CHANNELS,
+    MAX_HORIZON,
+    Embodiment,
+    EmbodimentError,
+    InstructionError,
+    list_embodiments,
+    load_embodiment,
+    render_prompt,
+)
+from qwen_vla_ros.embodiment.schema import JointGroup, json_schema
+
+app = typer.Typer(help="List, show and validate embodiments; print prompts.", no_args_is_help=True)
+
+_Name = Annotated[str, typer.Argument(help="Name of an embodiment, or path of its YAML file.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_command(as_json: _Json = False) -> None:
+    """List the embodiments that come with the package."""
+    found = [_load(name) for name in list_embodiments()]
+    if as_json:
+        _print_json([{"name": body.name, "description": body.description} for body in found])
+        return
+    rows = [
+        (body.name, str(body.layout.count), f"{body.control_rate:g} Hz", body.description) for body in found
+    ]
+    _table(("name", "channels", "rate", "description"), rows)
+
+
+@app.command()
+def show(name: _Name, as_json: _Json = False) -> None:
+    """Show what an embodiment says: cameras, channels, limits, controllers."""
+    body = _load(name)
+    if as_json:
+        _print_json({**body.model_dump(mode="json", by_alias=True), "channels": list(body.layout.names)})
+        return
+    rows = [
+        ("name", body.name),
+        ("description", body.description),
+        ("control rate", f"{body.control_rate:g} Hz"),
+        ("command rate", f"{body.command_rate:g} Hz"),
+        ("chunk", f"{body.horizon} rows of {body.layout.count} channels, {body.execute_steps} followed"),
+        ("joint states", ", ".join(body.state.joint_states) or "-"),
+        ("odometry", body.state.odometry or "-"),
+        ("simulation", body.simulation.body if body.simulation else "-"),
+    ]
+    _table((), rows)
+    _table(
+        ("camera", "topic", "transport", "size", "required"),
+        [
+            (
+                camera.view,
+                camera.topic,
+                camera.transport,
+                "x".join(map(str, camera.size)),
+                _yes(camera.required),
+            )
+            for camera in body.cameras
+        ],
+    )
+    _table(
+        ("group", "kind", "reference", "controller", "topic"),
+        [
+            (group.name, group.kind, group.reference, group.controller.type, group.controller.topic)
+            for group in body.actions
+        ],
+    )
+    _table(("", "channel", "unit", "low", "high", "velocity", "acceleration", "jerk"), _channel_rows(body))
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Embodiment YAML files.")],
+    channels: Annotated[
+        int, typer.Option(min=1, help="K, the channels of the checkpoint's action tensor.")
+    ] = MAX_CHANNELS,
+    horizon: Annotated[
+        int, typer.Option(min=1, help="H, the rows of the checkpoint's action tensor.")
+    ] = MAX_HORIZON,
+    as_json: _Json = False,
+) -> None:
+    """Report every fault of embodiment files: line, field, what was found, what was expected."""
+    reports: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            body = load_embodiment(file)
+            body.check_against(K=channels, H=horizon)
+        except EmbodimentError as error:
+            reports.append(
+                {"file": str(file), "valid": False, "faults": [_fault_record(f) for f in error.faults]}
+            )
+        else:
+            reports.append({"file": str(file), "valid": True, "faults": []})
+            if not as_json:
+                typer.echo(f"{file}: valid ({body.layout.count} channels, horizon {body.horizon})")
+                continue
+        if not as_json:
+            for fault in reports[-1]["faults"]:
+                line = f":{fault['line']}" if fault["line"] is not None else ""
+                field = f"{fault['field']}: " if fault["field"] else ""
+                typer.echo(f"{file}{line}: {field}found {fault['found']}, expected {fault['expected']}")
+    if as_json:
+        _print_json(reports)
+    if not all(report["valid"] for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prompt(
+    name: _Name,
+    task: Annotated[str, typer.Option(help="The instruction.")],
+    as_json: _Json = False,
+) -> None:
+    """Print the prompt of an embodiment for an instruction."""
+    body = _load(name)
+    try:
+        rendered = render_prompt(body, task)
+    except (InstructionError, ValueError) as error:
+        _fail(str(error))
+    if as_json:
+        _print_json({"text": rendered.text, "views": list(rendered.views)})
+    else:
+        typer.echo(rendered.text)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of embodiment files, for editors."""
+    _print_json(json_schema())
+
+
+def _load(name: str) -> Embodiment:
+    try:
+        return load_embodiment(name)
+    except EmbodimentError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
+def _fault_record(fault: Any) -> dict[str, Any]:
+    return {"line": fault.line, "field": fault.field, "found": fault.found, "expected": fault.expected}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _channel_rows(body: Embodiment) -> Iterable[tuple[str, ...]]:
+    k = 0
+    for group in body.actions:
+        for j, channel in enumerate(group.channels):
+            if isinstance(group, JointGroup):
+                limits = group.limits
+                numbers = [*limits.position[j], limits.velocity[j], limits.acceleration[j], limits.jerk[j]]
+                shown = [f"{number:g}" for number in numbers]
+            else:
+                rates = group.limits.linear if group.units[j].startswith("m") else group.limits.angular
+                shown = [
+                    "-",
+                    "-",
+                    *(f"{rate:g}" for rate in (rates.velocity, rates.acceleration, rates.jerk)),
+                ]
+            yield (str(k), f"{group.name}/{channel}", group.units[j], *shown)
+            k += 1
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people; tab-separated lines when the output goes elsewhere."""
+    if not sys.stdout.isatty():
+        for row in ([header] if any(header) else []) + list(rows):
+            typer.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, show_header=bool(header), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
