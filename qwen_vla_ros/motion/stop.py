@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jerk-limited ramp to rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ruckig
+
+
+class MotionError(RuntimeError):
+    """No motion within the limits could be computed. Whoever moves must stop sending commands."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds per axis, in the axis' unit. Shapes (n,).
+
+    Raises:
+        ValueError: when a bound is not finite, not positive, or lower exceeds upper.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    jerk: np.ndarray
+
+    def __post_init__(self):
+        for name in ("lower", "upper", "velocity", "acceleration", "jerk"):
+            value = np.array(getattr(self, name), dtype=float)
+            if value.shape != np.shape(self.lower) or value.ndim != 1:
+                raise ValueError(f"limits: {name} has shape {value.shape}, expected {np.shape(self.lower)}")
+            object.__setattr__(self, name, value)
+        for name in ("velocity", "acceleration", "jerk"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) & (value > 0)).all():
+                raise ValueError(f"limits: {name} must be positive and finite, found {value.tolist()}")
+        if np.isnan(self.lower).any() or np.isnan(self.upper).any() or (self.lower > self.upper).any():
+            raise ValueError(f"limits: lower {self.lower.tolist()} exceeds upper {self.upper.tolist()}")
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+
+@dataclass
+class AxisState:
+    """Position, velocity and acceleration of each axis. Shapes (n,)."""
+
+    position: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+
+    @classmethod
+    def at_rest(cls, position) -> AxisState:
+        position = np.array(position, dtype=float)
+        return cls(position, np.zeros_like(position), np.zeros_like(position))
+
+    @property
+    def resting(self) -> bool:
+        return bool((np.abs(self.velocity) < 1e-6).all() and (np.abs(self.acceleration) < 1e-4).all())
+
+
+class Brake:
+    """The fastest jerk-limited way from a moving state to rest, each axis for itself.
+
+    Args:
+        limits: only acceleration and jerk matter here. Shape (n,).
+    """
+
+    def __init__(self, limits: Limits):
+        n = len(limits)
+        self._planner = ruckig.Ruckig(n)
+        self._input = ruckig.InputParameter(n)
+        self._input.control_interface = ruckig.ControlInterface.Velocity
+        self._input.synchronization = ruckig.Synchronization.No
+        self._input.max_acceleration = limits.acceleration.tolist()
+        self._input.max_jerk = limits.jerk.tolist()
+        self._input.target_velocity = [0.0] * n
+        self._input.target_acceleration = [0.0] * n
+        self._plan = ruckig.Trajectory(n)
+
+    def plan(self, state: AxisState) -> tuple[float, np.ndarray, np.ndarray]:
+        """Time to rest [s], and the lowest and highest position passed on the way, shapes (n,)."""
+        self._input.current_position = state.position.tolist()
+        self._input.current_velocity = state.velocity.tolist()
+        self._input.current_acceleration = state.acceleration.tolist()
+        try:
+            result = self._planner.calculate(self._input, self._plan)
+        except ruckig.RuckigError as error:
+            raise MotionError(f"no braking trajectory: {error}") from error
+        if result not in (ruckig.Result.Working, ruckig.Result.Finished):
+            raise MotionError(f"no braking trajectory from {state}: {result}")
+        extrema = self._plan.position_extrema
+        return (
+            self._plan.duration,
+            np.array([bound.min for bound in extrema]),
+            np.array([bound.max for bound in extrema]),
+        )
+
+    def step(self, state: AxisState, period: float) -> AxisState:
+        """The state one period [s] later on the way to rest; rest stays rest."""
+        duration, _, _ = self.plan(state)
+        if duration <= period:
+            return AxisState.at_rest(self._plan.at_time(duration)[0])
+        return AxisState(*(np.array(value) for value in self._plan.at_time(period)))

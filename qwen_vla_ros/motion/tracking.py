@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jerk-limited tracking of a moving set-point."""
+
+from __future__ import annotations
+
+import numpy as np
+import ruckig
+
+from .stop import AxisState, Brake, Limits, MotionError
+
+# Targets stay this far inside velocity limits, so that the planner never starts on a bound [fraction].
+VELOCITY_MARGIN = 0.98
+
+# A position may miss its bound by rounding of the planner.
+POSITION_TOLERANCE = 1e-7
+
+
+class JointTracker:
+    """Follows set-points within position, velocity, acceleration and jerk limits.
+
+    Every step keeps one promise: from the state reached, the brake comes to rest inside the position limits.
+    A step that would break it is replaced by a step of the brake, so the promise holds for ever.
+
+    Each axis is planned for itself, to arrive at the set-point `horizon` from now with its velocity, neither
+    earlier nor, where limits allow, later. That follows a feasible set-point without lag and smooths a noisy one.
+
+    Args:
+        limits: shapes (n,).
+        period: time between steps [s].
+        horizon: how far ahead the set-point given to `step` lies [s].
+    """
+
+    def __init__(self, limits: Limits, period: float, horizon: float):
+        if not 0 < period <= horizon:
+            raise ValueError(f"period {period} s must be positive and at most the horizon {horizon} s")
+        self.limits = limits
+        self.period = period
+        self.horizon = horizon
+        self.clamped = 0
+        self._brake = Brake(limits)
+        self._planner = ruckig.Ruckig(1)
+        self._plan = ruckig.Trajectory(1)
+        self._inputs = [self._axis_input(i) for i in range(len(limits))]
+        self._target_velocity = limits.velocity * VELOCITY_MARGIN
+        self.reset(np.clip(np.zeros(len(limits)), limits.lower, limits.upper))
+
+    def _axis_input(self, axis: int) -> ruckig.InputParameter:
+        parameters = ruckig.InputParameter(1)
+        parameters.max_velocity = [self.limits.velocity[axis]]
+        parameters.max_acceleration = [self.limits.acceleration[axis]]
+        parameters.max_jerk = [self.limits.jerk[axis]]
+        parameters.target_acceleration = [0.0]
+        return parameters
+
+    def reset(self, position) -> None:
+        """Start at rest from a measured position, even one outside the limits: it is never jumped inside.
+
+        Args:
+            position: shape (n,).
+
+        Raises:
+            ValueError: on a wrong shape or a value that is not finite.
+        """
+        position = np.array(position, dtype=float)
+        if position.shape != self.limits.lower.shape or not np.isfinite(position).all():
+            raise ValueError(
+                f"start position must be {len(self.limits)} finite values, found {position.tolist()}"
+            )
+        self.state = AxisState.at_rest(position)
+
+    def step(self, position, velocity=None) -> AxisState:
+        """Move one period towards a set-point.
+
+        Args:
+            position: set-point at now + horizon. Shape (n,).
+            velocity: its velocity, zero when left out. Shape (n,).
+
+        Raises:
+            ValueError: when the set-point is not finite; the state is unchanged.
+            MotionError: when not even braking can be computed.
+        """
+        position = np.asarray(position, dtype=float)
+        velocity = np.zeros_like(position) if velocity is None else np.asarray(velocity, dtype=float)
+        if position.shape != self.limits.lower.shape or velocity.shape != position.shape:
+            raise ValueError(
+                f"set-point shapes {position.shape}, {velocity.shape}, expected ({len(self.limits)},)"
+            )
+        if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
+            raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
+        inside = np.clip(position, self.limits.lower, self.limits.upper)
+        slow = np.clip(velocity, -self._target_velocity, self._target_velocity)
+        # At a position bound the only velocity that stays inside is zero.
+        slow = np.where(inside == position, slow, 0.0)
+        self.clamped += int(((inside != position) | (slow != velocity)).sum())
+
+        before = self.state
+        braking = self._brake.step(before, self.period)
+        after = AxisState(before.position.copy(), before.velocity.copy(), before.acceleration.copy())
+        for axis in range(len(self.limits)):
+            step = self._step_axis(axis, inside[axis], slow[axis])
+            after.position[axis], after.velocity[axis], after.acceleration[axis] = (
+                step if step is not None else self._of(braking, axis)
+            )
+        # Bounds widen to where the robot already is, and narrow again as it moves inside.
+        _, lowest, highest = self._brake.plan(after)
+        lower = np.minimum(self.limits.lower, before.position) - POSITION_TOLERANCE
+        upper = np.maximum(self.limits.upper, before.position) + POSITION_TOLERANCE
+        for axis in np.flatnonzero((lowest < lower) | (highest > upper)):
+            after.position[axis], after.velocity[axis], after.acceleration[axis] = self._of(braking, axis)
+            self.clamped += 1
+        self.state = after
+        return after
+
+    def brake(self) -> AxisState:
+        """Move one period towards rest, as fast as acceleration and jerk limits allow."""
+        self.state = self._brake.step(self.state, self.period)
+        return self.state
+
+    @staticmethod
+    def _of(state: AxisState, axis: int) -> tuple[float, float, float]:
+        return state.position[axis], state.velocity[axis], state.acceleration[axis]
+
+    def _step_axis(self, axis: int, position: float, velocity: float) -> tuple[float, float, float] | None:
+        """State of one axis one period on, or None when the planner finds no way."""
+        parameters = self._inputs[axis]
+        parameters.current_position = [self.state.position[axis]]
+        parameters.current_velocity = [self.state.velocity[axis]]
+        parameters.current_acceleration = [self.state.acceleration[axis]]
+        parameters.target_position = [position]
+        parameters.target_velocity = [velocity]
+        for minimum in (self.horizon, None):
+            parameters.minimum_duration = minimum
+            try:
+                result = self._planner.calculate(parameters, self._plan)
+            except ruckig.RuckigError:
+                continue
+            if result not in (ruckig.Result.Working, ruckig.Result.Finished):
+                continue
+            if self._plan.duration < self.period:
+                continue
+            reached = [value[0] for value in self._plan.at_time(self.period)]
+            if (
+                np.isfinite(reached).all()
+                and abs(reached[1]) <= self.limits.velocity[axis]
+                and abs(reached[2]) <= self.limits.acceleration[axis] * (1 + 1e-9)
+            ):
+                return reached[0], reached[1], reached[2]
+        return None
+
+
+__all__ = ["AxisState", "JointTracker", "Limits", "MotionError"]
