@@ -3,8 +3,8 @@
 
 Commands live in the room that they are about and are imported when they run, so that `qwen-vla --help` and
 the embodiment tools stay fast and need neither torch nor rclpy. To add one, write a function with typer's
-annotations (one command) or a `typer.Typer` (several) in the room's `cli.py`, and add a line to `COMMANDS`: name,
-where it is, one line of help. Torch, mujoco and rclpy are imported inside the functions of that module.
+annotations (one command) or a `typer.Typer` (several) in the room's `cli.py`, and add a line to `COMMANDS`:
+name, where it is, one line of help. Torch, mujoco and rclpy are imported inside the functions of that module.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -24,9 +24,8 @@ Path = tuple[Any, ...]
 class _CoreLoader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: `1e-3` is a number, `on` and `12:30` are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
-
+_CoreLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
@@ -62,7 +61,7 @@ class Document:
 
 
 def parse_document(content: bytes) -> Document:
-    """Read YAML safely: no tags, no objects, bounded size and depth. Bad content gives faults, never raises."""
+    """Read YAML safely: no tags, no objects, bounded size and depth. Bad content gives faults."""
     document = Document()
     if len(content) > MAX_BYTES:
         return _refuse(document, f"{len(content)} bytes", f"at most {MAX_BYTES} bytes")
@@ -126,7 +125,12 @@ class _Reader:
         for key_node, value_node in node.value:
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                self._fault(key_node, path, f"the key {value_text(key)}", "a key that is text")
+                shown = (
+                    value_text(key)
+                    if isinstance(key_node, yaml.ScalarNode)
+                    else "that is a list or a mapping"
+                )
+                self._fault(key_node, path, f"the key {shown}", "a key that is text")
                 continue
             place = (*path, key)
             if key in values:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from qwen_vla_ros import resources
 from qwen_vla_ros.embodiment.document import MAX_BYTES, parse_document
 from qwen_vla_ros.embodiment.errors import EmbodimentError, Fault, value_text
 from qwen_vla_ros.embodiment.rules import find_faults
-from qwen_vla_ros.embodiment.schema import Embodiment
+from qwen_vla_ros.embodiment.schema import WORDS, Embodiment
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -89,10 +90,16 @@ def _validate(data: Any) -> tuple[Embodiment | None, list[Fault]]:
     try:
         embodiment = Embodiment.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(detail, data) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        faults = [_fault(detail, data) for detail in details if not _follows(detail)]
     taken = {fault.path for fault in faults}
     faults += [fault for fault in find_faults(data) if fault.path not in taken]
     return (None if faults else embodiment), faults
+
+
+def _follows(error: ErrorDetails) -> bool:
+    """True of a list that only seems too short because pydantic counts valid entries alone."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _fault(error: ErrorDetails, data: Any) -> Fault:
@@ -100,7 +107,6 @@ def _fault(error: ErrorDetails, data: Any) -> Fault:
     kind, ctx = error["type"], error.get("ctx", {})
     found = value_text(error["input"])
     expected = {
-        "missing": "a value",
         "float_type": "a number",
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -114,26 +120,29 @@ def _fault(error: ErrorDetails, data: Any) -> Fault:
         "greater_than": f"more than {ctx.get('gt')}",
         "greater_than_equal": f"at least {ctx.get('ge')}",
         "less_than_equal": f"at most {ctx.get('le')}",
-        "too_short": f"{ctx.get('min_length')} or more entries",
-        "too_long": f"{ctx.get('max_length')} entries",
+        "too_short": f"at least {ctx.get('min_length')}",
+        "too_long": f"at most {ctx.get('max_length')}",
         "string_too_short": f"{ctx.get('min_length')} or more characters",
         "string_too_long": f"at most {ctx.get('max_length')} characters",
-        "string_pattern_mismatch": f"text that matches {ctx.get('pattern')}",
+        "string_pattern_mismatch": WORDS.get(
+            str(ctx.get("pattern")), f"text that matches {ctx.get('pattern')}"
+        ),
         "literal_error": str(ctx.get("expected")),
         "union_tag_invalid": str(ctx.get("expected_tags")),
         "union_tag_not_found": f"a mapping with {ctx.get('discriminator')}",
     }.get(kind, error["msg"])
     if kind == "missing":
-        return Fault(path, "nothing", expected)
+        text = _description(error["loc"])
+        return Fault(path, "nothing", f"a value ({text})" if text else "a value")
     if kind == "extra_forbidden":
-        allowed = _keys_at(error["loc"][:-1])
+        allowed = list(_fields_at(error["loc"][:-1]))
         close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
         return Fault(path, "an unknown key", f"'{close[0]}'" if close else f"one of {', '.join(allowed)}")
     if kind == "union_tag_invalid":
         key = str(ctx.get("discriminator")).strip("'")
         return Fault((*path, key), repr(ctx.get("tag")), expected)
     if kind in ("too_short", "too_long"):
-        found = f"{ctx.get('actual_length')}"
+        found = f"{ctx.get('actual_length')} entries"
     return Fault(path, found, expected)
 
 
@@ -152,8 +161,8 @@ def _path(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, ...]:
     return tuple(path)
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Keys that the schema knows at a location."""
+def _fields_at(loc: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """Fields that the schema knows at a location, by key."""
     models: list[type[BaseModel]] = [Embodiment]
     for element in loc:
         if isinstance(element, int):
@@ -168,7 +177,12 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
             models = [model for field in fields for model in _models_in(field.annotation)]
         else:
             models = [model for model in models if element in _tags(model)]
-    return [field.alias or name for model in models for name, field in model.model_fields.items()]
+    return {field.alias or name: field for model in models for name, field in model.model_fields.items()}
+
+
+def _description(loc: tuple[int | str, ...]) -> str | None:
+    field = _fields_at(loc[:-1]).get(str(loc[-1])) if loc else None
+    return field.description if field else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

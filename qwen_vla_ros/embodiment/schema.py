@@ -23,12 +23,19 @@ MAX_HORIZON = 64
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 # The upper bound only keeps arithmetic away from overflow.
 Positive = Annotated[Number, Field(gt=0.0, le=1e6)]
-Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-JointName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
-Topic = Annotated[
-    str, Field(pattern=r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$", max_length=255)
-]
-Frame = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$", max_length=128)]
+_IDENTIFIER = r"^[a-z][a-z0-9_]*$"
+_NAME = r"^[A-Za-z_][A-Za-z0-9_./-]*$"
+_TOPIC = r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$"
+# What the patterns say, for messages.
+WORDS = {
+    _IDENTIFIER: "lower-case letters, digits and '_', a letter first",
+    _NAME: "letters, digits, '_', '.', '/' and '-', a letter or '_' first",
+    _TOPIC: "a ROS name such as camera/image_raw, /joint_states or ~/command",
+}
+Identifier = Annotated[str, Field(pattern=_IDENTIFIER, max_length=64)]
+JointName = Annotated[str, Field(pattern=_NAME, max_length=128)]
+Topic = Annotated[str, Field(pattern=_TOPIC, max_length=255)]
+Frame = Annotated[str, Field(pattern=_NAME, max_length=128)]
 
 
 def _is_list(value: Any) -> bool:
