@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, Qwen3_5ForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from qwen_vla_ros.model import backbone, flow_matching
-from qwen_vla_ros.model.action_expert import ActionExpert, DiTBlock
+from qwen_vla_ros.model.action_expert import ActionExpert
 from qwen_vla_ros.model.configuration import QwenVLAConfig
 from qwen_vla_ros.model.context import VLMContext
 from qwen_vla_ros.model.positions import mrope_positions
@@ -60,8 +59,6 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         self.backbone = Qwen3_5ForConditionalGeneration(config.backbone)
         self.action_expert = ActionExpert(config)
         self.implementation: Literal["fast", "stock"] = "fast"
-        self._vision_block: Callable[..., Tensor] = backbone.vision_block
-        self._text_layer: Callable[..., Tensor] = backbone.text_layer
         self.post_init()
 
     @torch.no_grad()
@@ -72,14 +69,6 @@ class QwenVLAForActionPrediction(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
-
-    def compile_blocks(self, **options) -> None:
-        """torch.compile the layers of ViT, text model and action expert. Takes a minute at the first step."""
-        self._vision_block = torch.compile(backbone.vision_block, **options)
-        self._text_layer = torch.compile(backbone.text_layer, **options)
-        for block in self.action_expert.blocks:
-            assert isinstance(block, DiTBlock)
-            block.compile(**options)
 
     @property
     def _merge(self) -> int:
@@ -108,9 +97,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             while last < len(grids) and grids[last] == grids[first]:
                 last += 1
             end = start + (last - first) * height * width
-            features.append(
-                backbone.vision_features(visual, pixel_values[start:end], height, width, self._vision_block)
-            )
+            features.append(backbone.vision_features(visual, pixel_values[start:end], height, width))
             start, first = end, last
         return features[0] if len(features) == 1 else torch.cat(features)
 
@@ -167,7 +154,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             )
             hidden = out.last_hidden_state if until < 0 else out.hidden_states[until + 1]
         else:
-            hidden = backbone.text_states(text, embeddings, position_ids, until, self._text_layer)
+            hidden = backbone.text_states(text, embeddings, position_ids, until)
         return VLMContext(hidden, mask, position_ids)
 
     def _arrange(self, features: Tensor, grid: Tensor, index: Tensor | None) -> Tensor:
