@@ -29,7 +29,8 @@ class Joint:
 class Arm:
     """A chain that reaches.
 
-    site: end-effector site. seed: ROS joint name to the posture from which inverse kinematics always starts [rad].
+    site: end-effector site. seed: ROS joint names, and the posture from which inverse kinematics always
+    starts [rad].
     down: weight of keeping the site's z axis vertical, downwards; 0 leaves the orientation free.
     """
 
@@ -89,7 +90,7 @@ def _load(model: str) -> mujoco.MjSpec:
 
 
 def _regroup(spec: mujoco.MjSpec, light: int, fine: int) -> None:
-    """Draw the geoms of group `light` in policy views only and those of group `fine` in spectator views only."""
+    """Draw geoms of group `light` in policy views only and those of group `fine` in spectator views only."""
     for geom in spec.geoms:
         if geom.group == light:
             geom.group = scene.POLICY_ONLY
@@ -159,8 +160,8 @@ def _build_aloha() -> mujoco.MjSpec:
         # Only the fingers touch things: contact between the meshes of the links costs most of a step.
         if "finger" not in geom.name:
             geom.contype, geom.conaffinity = 0, 0
-    # The model's friction of 30 to 60 N m holds its soft wrist servos far from their targets, and they have no
-    # damping of their own.
+    # The model's friction of 30 to 60 N m holds its soft wrist servos far from their targets, and the servos
+    # have no damping of their own.
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     for joint in spec.joints:
         joint.frictionloss = 0.5
@@ -177,9 +178,9 @@ def _build_aloha() -> mujoco.MjSpec:
     scene.dress(spec)
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.0, 0.5, 0.0), (1.30, 0.90), floor=-0.75)
-    scene.add_cubes(spec, OBJECTS, half=0.025)
+    scene.add_cubes(spec, OBJECTS, half=0.03)
     scene.add_camera(spec, "ego", (0.0, -0.28, 0.75), (0.0, 0.5, 0.08), 52)
-    scene.add_camera(spec, "spectator", (0.55, -0.75, 0.75), (0.0, 0.48, 0.12), 42)
+    scene.add_camera(spec, "spectator", (0.40, -0.95, 0.80), (0.0, 0.48, 0.10), 44)
     return spec
 
 
@@ -215,7 +216,7 @@ def _build_tiago() -> mujoco.MjSpec:
     scene.dress(spec, centre=(1.2, 0.0, 0.3), extent=3.5)
     scene.add_floor(spec, 0.0, condim=1)
     scene.add_pillars(spec, OBJECTS, radius=0.14, height=0.9)
-    scene.add_camera(spec, "spectator", (-2.3, -2.0, 2.3), (1.0, 0.15, 0.1), 48)
+    scene.add_camera(spec, "spectator", (-1.9, -1.7, 2.2), (1.0, 0.10, 0.1), 48)
     return spec
 
 

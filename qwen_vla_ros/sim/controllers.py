@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ros2_control's controllers do with a command: refuse it, replace the one before, interpolate, time out.
+"""What ros2_control's controllers do with commands: refuse, replace, interpolate, time out.
 
 Defaults are those of ros2_controllers in Jazzy and Kilted. All times are in seconds of one clock.
 """
@@ -30,8 +30,9 @@ class JointTrajectoryController:
     """joint_trajectory_controller with a position command interface.
 
     Between two points: linear, cubic where both have velocities, quintic where both have accelerations too.
-    A new trajectory replaces the one before at once and starts from the measured state, or from the last set-point
-    with `interpolate_from_desired_state`, which streams of short trajectories need. After the last point it holds.
+    A new trajectory replaces the one before at once and starts from the measured state, or from the last
+    set-point with `interpolate_from_desired_state`, which streams of short trajectories need.
+    After the last point it holds.
 
     Args:
         joints: names (n,), the order of sample().
@@ -164,7 +165,7 @@ def _interpolate(a: np.ndarray, b: np.ndarray, whole: float, t: float) -> np.nda
         rate = (b[0] - a[0]) / whole
         return np.stack([a[0] + rate * t, rate, np.zeros_like(rate)])
     known = 3 if given[2] else 2
-    # Unknowns are the coefficients of s^0, s^1, ... with s = t / whole; rows are derivatives at s = 0 and s = 1.
+    # Unknown: coefficients of s^0, s^1, ... with s = t / whole. Rows: derivatives at s = 0, then at s = 1.
     degree = 2 * known
     powers = np.arange(degree)
     matrix = np.zeros((degree, degree))
@@ -277,7 +278,7 @@ class DiffDriveController:
             # Exact for a constant velocity: the chord of the arc, at half its turn.
             chord = forward * np.sinc(turn / (2 * np.pi))
             heading = self.pose[2] + turn / 2
-            self.pose = self.pose + (chord * np.cos(heading), chord * np.sin(heading), turn)
+            self.pose = self.pose + np.array([chord * np.cos(heading), chord * np.sin(heading), turn])
             self.twist = np.array([forward, turn]) / (t - self._measured)
         if self._measured is None or t > self._measured:
             self._wheels, self._measured = wheels, t

@@ -33,10 +33,10 @@ class State:
 
 
 def expert_chunk(world: World, goal: Goal | None, horizon: int, step: float) -> np.ndarray:
-    """What the expert does from the world's present state, shape (horizon, c), in the order of the body's channels.
+    """What the expert does from the world's present state, shape (horizon, c), in the body's channel order.
 
-    Row k is to be reached `(k + 1) * step` [s] from now. Joints are absolute [rad, m]; rows of waypoints are poses
-    (x, y, yaw) [m, m, rad] relative to the base now. goal: None for the world's own.
+    Row k is to be reached `(k + 1) * step` [s] from now. Joints are absolute [rad, m]; rows of waypoints are
+    poses (dx, dy, dtheta) [m, m, rad] relative to the base now. goal: None for the world's own.
     """
     goal = world.goal if goal is None else goal
     if world.body.base is not None:
@@ -56,9 +56,10 @@ def expert_target(world: World, goal: Goal) -> np.ndarray:
 
 
 def expert_path(world: World, goal: Goal | None = None, step: float | None = None) -> np.ndarray:
-    """The expert's whole way from the present state, shape (n, c), n >= 1, its first row being the present state.
+    """The expert's whole way from the present state, which is its first row, shape (n, c), n >= 1.
 
-    Joints are absolute; poses of a base are in the world. step: time between rows [s], that of the control rate by default.
+    Joints are absolute; poses of a base are in the world. step: between rows [s], by default that of the
+    control rate.
     """
     goal = world.goal if goal is None else goal
     step = 1.0 / world.embodiment.control_rate if step is None else step
@@ -85,8 +86,9 @@ def sample_states(
 ) -> list[State]:
     """States along and around the expert's ways to a goal, to be given to World.teleport().
 
-    Ways start at home or, one in three, where another goal of the scene is reached. noise: standard deviations
-    [rad] of joint noise, one of which is drawn per state; a base gets as much in heading and half in metres.
+    Ways start at home or, one in three, where another goal of the scene is reached. noise: standard
+    deviations of joint noise [rad], one of which is drawn per state; a base gets as much in heading and half
+    of the number in metres.
     """
     if world.body.base is not None:
         return _sample_base(world, goal, rng, count, noise)

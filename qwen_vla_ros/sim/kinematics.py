@@ -22,11 +22,11 @@ def solve(
     point: np.ndarray,
     down: float,
 ) -> tuple[np.ndarray, float]:
-    """Angles (n,) [rad] that bring `site` to `point` (3,) [m], searched from the posture in `data`, which is used up.
+    """Angles (n,) [rad] that bring `site` to `point` (3,) [m], searched from the posture in `data`.
 
     qpos, qvel: addresses of the n joints. ranges: shape (n, 2) [rad].
     down: weight [m/rad] of a site z axis that points down; 0 leaves the orientation free.
-    Returns the angles and the distance that is left [m].
+    Returns the angles and the distance that is left [m]; `data` keeps the posture found.
     """
     index = model.site(site).id
     jacobian = np.zeros((3, model.nv))

@@ -22,7 +22,7 @@ class Pictures:
         self._thread: int | None = None
 
     def draw(self, data: mujoco.MjData, view: str, camera: Camera) -> np.ndarray:
-        """uint8 RGB, shape (height, width, 3). Raises SimulationError in any thread but the first that drew."""
+        """uint8 RGB, shape (height, width, 3). SimulationError in any thread but the first that drew."""
         thread = threading.get_ident()
         if self._thread is None:
             self._thread = thread

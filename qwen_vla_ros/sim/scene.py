@@ -26,7 +26,10 @@ _GEOM = mujoco.mjtGeom
 def dress(
     spec: mujoco.MjSpec, centre: tuple[float, float, float] = (0.3, 0.0, 0.3), extent: float = 1.0
 ) -> None:
-    """Give a robot's model our sky and light, in place of its own. centre (3,), extent: of what casts shadows [m]."""
+    """Give a robot's model our sky and light, in place of its own.
+
+    centre (3,), extent: of what casts shadows [m].
+    """
     for texture in list(spec.textures):
         if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
             spec.delete(texture)
@@ -94,7 +97,7 @@ def add_floor(spec: mujoco.MjSpec, z: float = 0.0, **contact: float) -> None:
 def add_table(
     spec: mujoco.MjSpec, centre: Sequence[float], size: Sequence[float], floor: float, collide: bool = True
 ) -> None:
-    """A table whose top's upper face is at `centre` (3,) [m]; `size` (2,) is its full length and width [m]."""
+    """A table. centre (3,): of the upper face [m]. size (2,): full length and width [m]."""
     thickness = 0.04
     x, y, z = centre
     spec.add_material(name="table_top", rgba=[0.80, 0.70, 0.57, 1.0], specular=0.15, shininess=0.3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _TRIES = 2000
 
 @dataclass(frozen=True)
 class Goal:
-    """One instruction in one scene. target: name of the object meant; arm: the arm meant, None if there is one."""
+    """One instruction in one scene. target: name of the object. arm: None where there is but one."""
 
     instruction: str
     target: str
@@ -73,7 +73,7 @@ class Randomisation:
 
 
 class Task(ABC):
-    """time_limit: of an episode [s]. hold: how long success must last [s]. tolerance: how near is near [m]."""
+    """time_limit: of an episode [s]. hold: how long success must last [s]. tolerance: what is near [m]."""
 
     name: str
     time_limit: float
@@ -142,7 +142,7 @@ class _ArmTask(Task):
     """An end effector goes to a point near an object."""
 
     template: str
-    offset: Mapping[str | None, tuple[float, float, float]]
+    offset: ClassVar[Mapping[str | None, tuple[float, float, float]]]
     # What inverse kinematics may leave for a goal to count as reachable [m].
     reachable = 0.005
 
@@ -186,7 +186,7 @@ class Reach(_ArmTask):
     time_limit = 12.0
     tolerance = 0.04
     template = "reach the {colour} cube"
-    offset = {None: (0.0, 0.0, 0.10)}
+    offset: ClassVar = {None: (0.0, 0.0, 0.10)}
     randomisation = Randomisation(first=(0.36, 0.62), second=(-0.28, 0.28), height=0.03, separation=0.14)
 
 
@@ -197,8 +197,8 @@ class ReachWithArm(_ArmTask):
     time_limit = 12.0
     tolerance = 0.04
     template = "reach the {colour} cube with the {arm} arm"
-    offset = {"left": (0.0, 0.0, 0.09), "right": (0.0, 0.0, 0.09)}
-    randomisation = Randomisation(first=(-0.22, 0.22), second=(0.34, 0.66), height=0.025, separation=0.13)
+    offset: ClassVar = {"left": (0.0, 0.0, 0.09), "right": (0.0, 0.0, 0.09)}
+    randomisation = Randomisation(first=(-0.22, 0.22), second=(0.34, 0.66), height=0.03, separation=0.14)
 
 
 class Touch(_ArmTask):
@@ -211,7 +211,7 @@ class Touch(_ArmTask):
     time_limit = 12.0
     tolerance = 0.04
     template = "touch the {colour} ball with the {arm} hand"
-    offset = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
+    offset: ClassVar = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
     randomisation = Randomisation(first=(0.32, 0.46), second=(-0.24, 0.24), height=0.90, separation=0.13)
 
 

@@ -36,7 +36,7 @@ class Episode:
 
 
 def make_world(embodiment: Embodiment | str) -> World:
-    """A world for an embodiment, given itself, by its name, or by the name of its body (panda, aloha, tiago, g1).
+    """A world for an embodiment: itself, its name, or the name of its body (panda, aloha, tiago, g1).
 
     Raises SimulationError when the embodiment names no body, or joints or views that its body lacks.
     """
@@ -71,7 +71,7 @@ def _body_of(embodiment: Embodiment) -> Body:
 class World:
     """One robot, three objects, one task.
 
-    Joints go by their ROS names. Not thread-safe; rendering and close() belong to the thread that first renders.
+    Joints go by their ROS names. Not thread-safe; render() and close() belong to the thread that renders first.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
@@ -240,7 +240,7 @@ class World:
     def set_joint_targets(self, targets: Mapping[str, float]) -> None:
         """Set-points of position servos by joint name [rad or m]; joints not named keep theirs.
 
-        Raises SimulationError for a joint that is unknown or has no servo, and for a value that is not finite.
+        Raises SimulationError for a joint without a servo and for a value that is not finite.
         """
         for name, value in targets.items():
             actuators = self._actuators.get(name)
@@ -318,7 +318,7 @@ class World:
     def render_state(
         self, qpos: np.ndarray, view: str, width: int | None = None, height: int | None = None
     ) -> np.ndarray:
-        """What a camera sees of a recorded `qpos` in the present scene: uint8 RGB, shape (height, width, 3)."""
+        """What a camera sees of a recorded `qpos` in the present scene: uint8 RGB (height, width, 3)."""
         if np.shape(qpos) != (self.model.nq,):
             raise SimulationError(
                 f"qpos has shape {np.shape(qpos)}; body {self.body.name!r} has ({self.model.nq},)"
@@ -329,7 +329,7 @@ class World:
         return self._pictures.draw(self._scratch, view, camera)
 
     def project(self, view: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (n, 2) (column, row) of world points (n, 3) [m] in a view; in front of the camera (n,) bool."""
+        """Pixels (n, 2) (column, row) of world points (n, 3) [m]; whether they are in front, (n,) bool."""
         return project(self.model, self.data, view, self._camera(view).size, points)
 
     def close(self) -> None:
@@ -356,7 +356,7 @@ class World:
         return self._scratch.site(self._arm(arm).site).xpos.copy()
 
     def reach(self, arm: str | None, point: np.ndarray) -> tuple[dict[str, float], float]:
-        """Joints of an arm that bring its end effector to `point` (3,) [m], and the distance that is left [m].
+        """Joints of an arm that bring its end effector to `point` (3,) [m], and the distance left [m].
 
         A function of the point alone: the search always starts from the arm's seed posture.
         """

@@ -50,7 +50,9 @@ def test_holds_the_last_point():
 def test_cubic_where_velocities_are_given():
     controller = trajectory()
     velocities = [(1.0, 1.0), (0.0, 0.0)]
-    controller.accept(JOINTS, points((1.0, 1.0, 1.0), (2.0, 1.5, 1.5), velocities=velocities), 0.0, 0.0, [0, 0])
+    controller.accept(
+        JOINTS, points((1.0, 1.0, 1.0), (2.0, 1.5, 1.5), velocities=velocities), 0.0, 0.0, [0, 0]
+    )
     # Hermite: p0 + v0 s - ... with p0=1, p1=1.5, v0=1, v1=0 over 1 s is 1.375 at the middle.
     assert controller.sample(1.5)[0] == pytest.approx(1.375)
     rate = (controller.sample(1.0 + 1e-5) - controller.sample(1.0 - 1e-5)) / 2e-5
@@ -93,7 +95,9 @@ def test_stamp_says_when_the_trajectory_starts():
 
 def test_past_points_are_dropped():
     controller = trajectory()
-    controller.accept(JOINTS, points((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 3.0, 3.0)), 8.5, 10.0, [9.0, 9.0])
+    controller.accept(
+        JOINTS, points((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 3.0, 3.0)), 8.5, 10.0, [9.0, 9.0]
+    )
     assert controller.sample(10.0) == pytest.approx([1.5, 1.5])
 
 
@@ -155,7 +159,9 @@ def test_forward_command_keeps_the_last_command():
     assert controller.sample(100.0) == pytest.approx([1.0, 2.0])
 
 
-@pytest.mark.parametrize(("data", "message"), [([1.0], "1 numbers for 2 joints"), ([1.0, np.inf], "not finite")])
+@pytest.mark.parametrize(
+    ("data", "message"), [([1.0], "1 numbers for 2 joints"), ([1.0, np.inf], "not finite")]
+)
 def test_forward_command_refuses(data, message):
     controller = ForwardCommandController(JOINTS, [0.1, 0.2])
     with pytest.raises(ControllerError, match=message):
