@@ -114,8 +114,10 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(
             6, dim=-1
         )
-        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a, cos, sin, bias)
-        return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
+        x = x + gate_a * self.attention(
+            torch.addcmul(shift_a, self.norm_attention(x), 1 + scale_a), cos, sin, bias
+        )
+        return x + gate_m * self.mlp(torch.addcmul(shift_m, self.norm_mlp(x), 1 + scale_m))
 
 
 class ActionExpert(nn.Module):

@@ -9,7 +9,6 @@ right: all text layers are causal, so it never reaches a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -56,7 +55,6 @@ def vision_features(
     pixel_values: Tensor,
     height: int,
     width: int,
-    block: Callable[..., Tensor] = vision_block,
 ) -> Tensor:
     """Features of images of one size.
 
@@ -81,7 +79,7 @@ def vision_features(
     cos, sin = visual.rotary_pos_emb(x, positions)
     cos, sin = cos.to(x.dtype)[None, None], sin.to(x.dtype)[None, None]
     for layer in visual.blocks:
-        x = block(layer, x, cos, sin)
+        x = vision_block(layer, x, cos, sin)
     return visual.merger(x.flatten(0, 1))
 
 
@@ -171,7 +169,6 @@ def text_states(
     embeddings: Tensor,
     positions: Tensor,
     until: int = -1,
-    layer: Callable[..., Tensor] = text_layer,
 ) -> Tensor:
     """States of the text model.
 
@@ -187,7 +184,7 @@ def text_states(
     cos, sin = (t[:, None] for t in language_model.rotary_emb(embeddings, positions))
     x = embeddings
     for index, module in enumerate(language_model.layers):
-        x = layer(module, x, cos, sin)
+        x = text_layer(module, x, cos, sin)
         if index == until:
             return x
     return language_model.norm(x)
