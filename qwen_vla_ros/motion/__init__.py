@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From action chunks to commands a motor can follow: timeline, tracking, stop. Knows neither ROS nor torch."""
+"""From action chunks to commands a motor can follow. Knows neither ROS nor torch."""

@@ -29,25 +29,41 @@ class UnsupportedGroup(ValueError):
 
 
 @dataclass(frozen=True)
-class Command:
+class JointCommand:
     """What a controller is told.
 
     Attributes:
         group: name of the action group.
-        position: set-point one period from now; None for a base. Shape (n,).
-        velocity: its velocity; for a base v [m/s] and w [rad/s]. Shape (n,).
+        position: set-point one period from now. Shape (n,).
+        velocity: its velocity. Shape (n,).
     """
 
     group: str
-    position: np.ndarray | None
+    position: np.ndarray
     velocity: np.ndarray
+
+
+@dataclass(frozen=True)
+class BaseCommand:
+    """What a base is told.
+
+    Attributes:
+        group: name of the action group.
+        velocity: v [m/s] and w [rad/s]. Shape (2,).
+    """
+
+    group: str
+    velocity: np.ndarray
+
+
+Command = JointCommand | BaseCommand
 
 
 class Follower:
     """Follows chunks within the limits of an embodiment.
 
-    Fed with measured joints and odometry by stamp, and with chunks as they come; asked for commands once per period.
-    The methods take the time; nothing here reads a clock. After `MotionError` no command must be written.
+    Fed with measured joints and odometry by stamp, and with chunks as they come; asked for commands once a
+    period. The methods take the time; nothing here reads a clock. After `MotionError` write nothing.
 
     Args:
         embodiment: its action groups, limits, rates and `stop`.
@@ -96,14 +112,6 @@ class Follower:
         for group in self._groups:
             group.start(measured[self._part[group.name]])
         self.timeline.clear(measured)
-
-    def rest(self, now: float) -> None:
-        """Forget the chunk and stay where the last command is. Only sensible at rest."""
-        here = self._measured(now)
-        for group in self._groups:
-            if group.commanded is not None:
-                here[self._part[group.name]] = group.commanded
-        self.timeline.clear(here)
 
     def offer(self, data: Any, stamp: float, step: float, now: float, sequence: int = 0) -> int:
         """Follow a chunk in the embodiment's units and references from now on.
@@ -195,8 +203,7 @@ class _JointGroup:
     def __init__(self, group: Any, period: float, look_ahead: float):
         if group.unit == "fraction":
             raise UnsupportedGroup(
-                f"group {group.name}: unit fraction, expected rad or m: joint states report rad or m, and a stop "
-                "starts from what they report"
+                f"group {group.name}: unit fraction, expected rad or m, as in joint states"
             )
         self.name, self.joints, self.held = group.name, group.joints, group.kind == "gripper"
         self._reference = group.reference
@@ -216,10 +223,6 @@ class _JointGroup:
     def resting(self) -> bool:
         return self._tracker.state.resting
 
-    @property
-    def commanded(self) -> np.ndarray | None:
-        return self._tracker.state.position
-
     def measured(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         return joints
 
@@ -238,15 +241,15 @@ class _JointGroup:
             rows = np.cumsum(rows, axis=0) + origin
         return rows, origin
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> Command:
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
         state = self._tracker.step(position, velocity)
-        return Command(self.name, state.position, state.velocity)
+        return JointCommand(self.name, state.position, state.velocity)
 
-    def brake(self) -> Command:
+    def brake(self) -> JointCommand:
         state = self._tracker.brake()
-        return Command(self.name, state.position, state.velocity)
+        return JointCommand(self.name, state.position, state.velocity)
 
-    def check(self, command: Command) -> None:
+    def check(self, command: JointCommand) -> None:
         limits = self._limits
         slack = ROUNDING * np.maximum(1.0, limits.upper - limits.lower)
         for joint, ok in zip(
@@ -266,18 +269,15 @@ class _Base:
     joints: tuple[str, ...] = ()
     held = False
     looks_ahead = False
-    commanded = None
 
     def __init__(self, group: Any):
         self.name = group.name
         limits = group.limits
         self._limit = np.array([limits.linear.velocity, limits.angular.velocity])
-        self._rates = [
-            [getattr(limits.linear, name), getattr(limits.angular, name)]
-            for name in ("velocity", "acceleration", "jerk")
-        ]
+        self._acceleration = np.array([limits.linear.acceleration, limits.angular.acceleration])
+        self._jerk = np.array([limits.linear.jerk, limits.angular.jerk])
 
-    def check(self, command: Command) -> None:
+    def check(self, command: BaseCommand) -> None:
         if not (np.abs(command.velocity) <= self._limit * (1 + ROUNDING)).all():  # false for NaN too
             raise MotionError(f"command of base {self.name} would leave its limits: {command}")
 
@@ -287,7 +287,7 @@ class _WaypointGroup(_Base):
 
     def __init__(self, group: Any, period: float):
         super().__init__(group)
-        self._tracker = BaseTracker(*self._rates, period)
+        self._tracker = BaseTracker(self._limit, self._acceleration, self._jerk, period)
 
     @property
     def clamped(self) -> int:
@@ -306,13 +306,13 @@ class _WaypointGroup(_Base):
     def resolve(self, rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return compose(origin, rows), origin
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> Command:
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
         if pose is None:
             raise MotionError(f"base {self.name}: no odometry")
-        return Command(self.name, None, self._tracker.step(position, velocity, pose))
+        return BaseCommand(self.name, self._tracker.step(position, velocity, pose))
 
-    def brake(self) -> Command:
-        return Command(self.name, None, self._tracker.brake())
+    def brake(self) -> BaseCommand:
+        return BaseCommand(self.name, self._tracker.brake())
 
 
 class _BaseVelocityGroup(_Base):
@@ -320,7 +320,7 @@ class _BaseVelocityGroup(_Base):
 
     def __init__(self, group: Any, period: float):
         super().__init__(group)
-        self._ramp = VelocityRamp(*self._rates, period)
+        self._ramp = VelocityRamp(self._limit, self._acceleration, self._jerk, period)
 
     @property
     def clamped(self) -> int:
@@ -339,11 +339,11 @@ class _BaseVelocityGroup(_Base):
     def resolve(self, rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rows, rows[0]
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> Command:
-        return Command(self.name, None, self._ramp.step(position))
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
+        return BaseCommand(self.name, self._ramp.step(position))
 
-    def brake(self) -> Command:
-        return Command(self.name, None, self._ramp.brake())
+    def brake(self) -> BaseCommand:
+        return BaseCommand(self.name, self._ramp.brake())
 
 
 def _make_group(group: Any, period: float, look_ahead: float):
@@ -359,4 +359,12 @@ def _make_group(group: Any, period: float, look_ahead: float):
     )
 
 
-__all__ = ["ChunkRefused", "Command", "Follower", "MotionError", "UnsupportedGroup"]
+__all__ = [
+    "BaseCommand",
+    "ChunkRefused",
+    "Command",
+    "Follower",
+    "JointCommand",
+    "MotionError",
+    "UnsupportedGroup",
+]

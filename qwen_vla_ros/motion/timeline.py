@@ -30,11 +30,11 @@ class Setpoint:
 class Timeline:
     """The newest chunk, placed at its capture time.
 
-    Row k is due at `stamp + (k + 1) * step`; the origin (where the robot was at `stamp`) is due at `stamp`. Rows
-    whose time has passed are skipped. Between rows a monotone cubic is followed: velocity is continuous, no row is
-    overshot. A newer chunk replaces the older one; what the two differ by at the hand-over is faded out over
-    `blend`, so that the set-point never jumps. Held channels (grippers) take the value of the row being
-    approached and are neither interpolated nor faded.
+    Row k is due at `stamp + (k + 1) * step`; the origin (where the robot was at `stamp`) is due at `stamp`.
+    Rows whose time has passed are skipped. Between rows a monotone cubic is followed: velocity is continuous,
+    no row is overshot. A newer chunk replaces the older one; what the two differ by at the hand-over is faded
+    out over `blend`, so that the set-point never jumps. Held channels (grippers) take the value of the row
+    being approached and are neither interpolated nor faded.
 
     Every method takes the time; nothing here reads a clock.
 
@@ -86,8 +86,8 @@ class Timeline:
             How many rows were skipped because their time has passed.
 
         Raises:
-            ChunkRefused: when the chunk is malformed, not finite, not newer than the one followed, from the future,
-                too old, or wholly passed. The timeline is unchanged.
+            ChunkRefused: when the chunk is malformed, not finite, not newer than the one followed, from the
+                future, too old, or wholly passed. The timeline is unchanged.
         """
         rows = np.asarray(rows, dtype=float)
         origin = np.asarray(origin, dtype=float)

@@ -22,7 +22,7 @@ class JointTracker:
     A step that would break it is replaced by a step of the brake, so the promise holds for ever.
 
     Each axis is planned for itself, to arrive at the set-point `horizon` from now with its velocity, neither
-    earlier nor, where limits allow, later. That follows a feasible set-point without lag and smooths a noisy one.
+    earlier nor, where limits allow, later: no lag behind a feasible set-point, little of a noisy one's noise.
 
     Args:
         limits: shapes (n,).
@@ -105,7 +105,7 @@ class JointTracker:
         _, lowest, highest = self._brake.plan(after)
         lower = np.minimum(self.limits.lower, before.position) - POSITION_TOLERANCE
         upper = np.maximum(self.limits.upper, before.position) + POSITION_TOLERANCE
-        for axis in np.flatnonzero((lowest < lower) | (highest > upper)):
+        for axis in np.flatnonzero((lowest < lower) | (highest > upper)).tolist():
             after.position[axis], after.velocity[axis], after.acceleration[axis] = self._of(braking, axis)
             self.clamped += 1
         self.state = after

@@ -1,0 +1,622 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves ExecuteTask: follows chunks within limits, watches everything, stops the robot when in doubt."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from nav_msgs.msg import Odometry
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import JointState
+
+from qwen_vla_ros.action import ExecuteTask
+from qwen_vla_ros.embodiment import Embodiment, InstructionError, check_instruction
+from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, MotionError, UnsupportedGroup
+from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
+
+from . import qos
+from .controllers import UnsupportedController, Writer
+from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
+from .transforms import yaw_of
+
+Result = ExecuteTask.Result
+State = ExecutorStatus
+
+STATUS_PERIOD = 0.1
+
+# Codes below it are ordinary ends of a task.
+FIRST_ERROR = 100
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why the robot must not move.
+
+    Attributes:
+        code: one of ExecuteTask.Result's.
+        message: for people.
+        passing: may go away by itself; the task then goes on, if that happens within `recovery_timeout`.
+    """
+
+    code: int
+    message: str
+    passing: bool = False
+
+
+@dataclass
+class ActiveTask:
+    """One accepted goal."""
+
+    goal: ServerGoalHandle
+    task_id: int
+    instruction: str
+    began: float
+    time_limit: float
+    # Everything needed was there, and motion may start.
+    ready: bool = False
+    chunks: int = 0
+    inference_time: float = math.nan
+    # The end that was decided; reported when the robot is at rest.
+    verdict: Trouble | None = None
+
+
+class ExecutorNode(BodyNode):
+    """See docs/nodes.md for topics, parameters and states."""
+
+    def __init__(self):
+        super().__init__("executor")
+        declare(self, "default_time_limit", 60.0, "Time limit of a goal that gives none [s]", 0.1, 86400.0)
+        declare(self, "max_time_limit", 3600.0, "Longest time limit accepted [s]", 0.1, 86400.0)
+        declare(
+            self,
+            "start_timeout",
+            2.0,
+            "How long a new task waits for policy, joint states, odometry and controllers [s]",
+            0.1,
+            600.0,
+        )
+        declare(
+            self,
+            "chunk_timeout",
+            10.0,
+            "How long a new task, or one at rest, waits for a chunk while the policy reports no fault [s]",
+            0.1,
+            600.0,
+        )
+        declare(
+            self,
+            "recovery_timeout",
+            2.0,
+            "How long a stopped task waits for what made it stop to pass, before it ends [s]",
+            0.0,
+            600.0,
+        )
+        self._entities: list = []
+        self._writers: dict[str, Writer] = {}
+        self._server: ActionServer | None = None
+        self._timers: list = []
+        self._task: ActiveTask | None = None
+        self._next_task_id = time.time_ns()
+        self._commands = 0
+
+    # Lifecycle
+
+    def configure(self, embodiment: Embodiment) -> None:
+        try:
+            self._follower = Follower(embodiment)
+        except UnsupportedGroup as error:
+            raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        try:
+            for group in embodiment.actions:
+                self._writers[group.name] = Writer(self, group, self._follower.period)
+        except UnsupportedController as error:
+            raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        self._reset_observations()
+        self._state, self._trouble = State.STATE_IDLE, None
+        self._stop_began = self._stop_duration = self._stopped_at = math.nan
+        self._capture_to_command = math.nan
+        self._commands = 0
+        self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
+        self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
+        for topic in embodiment.state.joint_states:
+            self._entities.append(self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR))
+        if embodiment.state.odometry and self._follower.needs_odometry:
+            self._entities.append(
+                self.create_subscription(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+            )
+        self._entities.append(
+            self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
+        )
+        self._entities.append(
+            self.create_subscription(PolicyStatus, "policy_status", self._on_policy, qos.RELIABLE)
+        )
+        self._server = ActionServer(
+            self,
+            ExecuteTask,
+            "execute_task",
+            execute_callback=_refuse_to_run,
+            handle_accepted_callback=self._on_goal,
+            cancel_callback=lambda goal: CancelResponse.ACCEPT,
+        )
+
+    def activate(self) -> None:
+        self._publish_task(0, False, "")
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
+        clock = self.get_clock() if self.value("use_sim_time") else steady
+        self._timers = [
+            self.create_timer(self._follower.period, self._tick, clock=clock),
+            self.create_timer(STATUS_PERIOD, self._publish_status, clock=steady),
+        ]
+        self._publish_status()
+
+    def deactivate(self) -> None:
+        for timer in self._timers:
+            self.destroy_timer(timer)
+        self._timers = []
+        if self._task is not None:
+            # Nothing else runs during a transition, so the ramp is written here.
+            while not self._follower.resting:
+                self._write(self._follower.brake(), self.now)
+                time.sleep(self._follower.period)
+            message = "the executor was deactivated during the task"
+            self._finish(self._task, Trouble(Result.EXECUTOR_SHUTDOWN, message))
+        self._set_state(State.STATE_IDLE, None)
+
+    def cleanup(self) -> None:
+        if self._server is not None:
+            self._server.destroy()
+            self._server = None
+        for entity in self._entities:
+            self.destroy_subscription(entity)
+        self._entities = []
+        for writer in self._writers.values():
+            writer.destroy(self)
+        self._writers = {}
+        for name in ("_task_publisher", "_status_publisher"):
+            publisher = self.__dict__.pop(name, None)
+            if publisher is not None:
+                self.destroy_publisher(publisher)
+
+    @property
+    def busy(self) -> bool:
+        return self.active and self._task is not None
+
+    def prepare_end(self) -> None:
+        if self.busy:
+            self._decide(Trouble(Result.EXECUTOR_SHUTDOWN, "the executor was asked to end during the task"))
+
+    # What is heard
+
+    def _reset_observations(self) -> None:
+        self._joint_value: dict[str, float] = {}
+        self._joint_stamp: dict[str, float] = {}
+        self._joint_trouble: Trouble | None = None
+        self._heartbeat = -math.inf
+        self._late_ticks = 0
+        self._policy: PolicyStatus | None = None
+        self._pending: ActionChunk | None = None
+
+    def _on_joints(self, message: JointState) -> None:
+        known = self.embodiment.joints
+        if len(message.position) != len(message.name):
+            self._joint_trouble = Trouble(
+                Result.JOINT_STATE_INVALID,
+                f"joint states hold {len(message.name)} names and {len(message.position)} positions, "
+                "expected as many of one as of the other",
+            )
+            return
+        stamp = seconds(message.header.stamp)
+        values = {n: p for n, p in zip(message.name, message.position) if n in known}  # noqa: B905 - same length
+        broken = [name for name, position in values.items() if not math.isfinite(position)]
+        if broken:
+            self._joint_trouble = Trouble(
+                Result.JOINT_STATE_INVALID,
+                f"position of joint {broken[0]} is {values[broken[0]]}, expected a finite number; "
+                "check the driver of the robot",
+            )
+            return
+        self._joint_value.update(values)
+        self._joint_stamp.update(dict.fromkeys(values, stamp))
+        if len(self._joint_value) == len(known):
+            self._follower.joints.add(stamp, [self._joint_value[name] for name in known])
+
+    def _on_odometry(self, message: Odometry) -> None:
+        pose = message.pose.pose
+        value = [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
+        if np.isfinite(value).all():
+            self._follower.pose.add(seconds(message.header.stamp), value)
+        else:
+            self.get_logger().warning(f"odometry holds {value}, dropped", throttle_duration_sec=1.0)
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        self._heartbeat = time.monotonic()
+        self._policy = message
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        # The newest counts; it is looked at when the robot may follow it.
+        self._pending = message
+
+    # Goals
+
+    def _on_goal(self, goal: ServerGoalHandle) -> None:
+        now = self.now
+        if not self.active:
+            _end_goal(goal, Result.NOT_ACTIVE, "the executor is not active: activate it first", 0.0, 0)
+            return
+        try:
+            instruction = check_instruction(goal.request.instruction)
+        except InstructionError as error:
+            _end_goal(goal, Result.INVALID_INSTRUCTION, str(error), 0.0, 0)
+            return
+        limit = goal.request.time_limit
+        longest = self.value("max_time_limit")
+        if not (math.isfinite(limit) and 0 <= limit <= longest):
+            message = f"time limit: found {limit} s, expected 0 to {longest} s"
+            _end_goal(goal, Result.INVALID_TIME_LIMIT, message, 0.0, 0)
+            return
+        if self._state == State.STATE_FAULT:
+            message = f"the executor refuses to move: {self._trouble.message}"
+            _end_goal(goal, self._trouble.code, message, 0.0, 0)
+            return
+        if self._task is not None:
+            self._finish(self._task, Trouble(Result.PREEMPTED, "a newer goal took over"))
+        self._next_task_id += 1
+        self._task = ActiveTask(
+            goal, self._next_task_id, instruction, now, limit or self.value("default_time_limit")
+        )
+        self._joint_trouble = None
+        self._pending = None
+        self._capture_to_command = math.nan
+        self._publish_task(self._task.task_id, True, instruction)
+        # A robot that still moves for the task before comes to rest first: the new one starts from rest.
+        self._set_state(State.STATE_WAITING if self._follower.resting else State.STATE_STOPPING, None)
+        if self._state == State.STATE_STOPPING:
+            self._stop_began = now
+        self.get_logger().info(
+            f"task {self._task.task_id}: {instruction!r}, at most {self._task.time_limit} s"
+        )
+
+    # The loop
+
+    def _tick(self) -> None:
+        now = self.now
+        task = self._task
+        try:
+            if task is not None:
+                self._watch(task, now)
+            if self._state == State.STATE_WAITING:
+                self._wait(task, now)
+            elif self._state == State.STATE_RUNNING:
+                self._run(task, now)
+            if self._state == State.STATE_STOPPING:
+                self._stop(now)
+            elif self._state == State.STATE_STOPPED:
+                self._stay(task, now)
+        except MotionError as error:
+            # Nothing is written any more: controllers hold their last set-point.
+            self._fault(str(error))
+
+    def _watch(self, task: ActiveTask, now: float) -> None:
+        """Decide whether the task must end, or the robot stop."""
+        if task.verdict is not None:
+            return
+        if task.goal.is_cancel_requested:
+            self._decide(Trouble(Result.CANCELLED, "cancelled"))
+            return
+        if now - task.began >= task.time_limit:
+            self._decide(Trouble(Result.TIME_LIMIT, f"ran to its time limit of {task.time_limit:.1f} s"))
+            return
+        trouble = self._find_trouble(task, now)
+        if not task.ready:
+            # At the start everything gets time to appear.
+            if trouble is None:
+                task.ready = True
+            elif now - task.began > self.value("start_timeout") or not (
+                trouble.passing or trouble.code in _APPEARING
+            ):
+                self._decide(trouble)
+            return
+        if trouble is None:
+            return
+        if not trouble.passing:
+            self._decide(trouble)
+        elif self._state == State.STATE_RUNNING:
+            self._begin_stop(trouble, now)
+        elif self._state == State.STATE_WAITING:
+            self._set_state(State.STATE_STOPPED, trouble)
+            self._stopped_at = now
+
+    def _find_trouble(self, task: ActiveTask, now: float) -> Trouble | None:
+        """The first thing that forbids motion."""
+        silent = self._policy_silence()
+        limit = self.embodiment.stop.heartbeat_timeout
+        # Seen twice: after a stall of this process the first look comes before the heartbeats that wait.
+        self._late_ticks = self._late_ticks + 1 if silent > limit else 0
+        if self._late_ticks >= 2:
+            heard = "never" if math.isinf(silent) else f"last {silent:.2f} s ago"
+            return Trouble(
+                Result.POLICY_LOST,
+                f"no heartbeat of the policy (heard {heard}, allowed {limit} s); is its process running?",
+            )
+        for name, writer in self._writers.items():
+            if not writer.connected:
+                return Trouble(
+                    Result.CONTROLLER_LOST,
+                    f"nobody subscribes to {writer.topic} ({writer.kind}, group {name}); is the controller active?",
+                )
+        if self._joint_trouble is not None:
+            return self._joint_trouble
+        age_limit = self.embodiment.state.max_age
+        topics = ", ".join(self.embodiment.state.joint_states)
+        missing = [name for name in self.embodiment.joints if name not in self._joint_stamp]
+        if missing and self._joint_stamp:
+            return Trouble(
+                Result.JOINT_STATE_INVALID,
+                f"joint {', '.join(missing)} is missing from {topics}, "
+                f"which name {', '.join(sorted(self._joint_stamp))}",
+            )
+        if missing:
+            return Trouble(Result.JOINT_STATE_STALE, f"no joint states on {topics}", passing=True)
+        if self.embodiment.joints:
+            oldest = min(self.embodiment.joints, key=self._joint_stamp.__getitem__)
+            age = now - self._joint_stamp[oldest]
+            if age > age_limit:
+                return Trouble(
+                    Result.JOINT_STATE_STALE,
+                    f"joint states on {topics} stopped: {oldest} is {age:.2f} s old, allowed {age_limit} s",
+                    passing=True,
+                )
+        if self._follower.needs_odometry:
+            newest = self._follower.pose.newest
+            age = math.inf if newest is None else now - newest[0]
+            if age > age_limit:
+                return Trouble(
+                    Result.ODOMETRY_STALE,
+                    f"odometry on {self.embodiment.state.odometry} is {age:.2f} s old, allowed {age_limit} s",
+                    passing=True,
+                )
+        policy = self._policy
+        if policy is None:
+            return Trouble(Result.POLICY_LOST, "no heartbeat of the policy yet", passing=True)
+        if policy.embodiment != self.embodiment.name:
+            return Trouble(
+                Result.CHUNK_INVALID,
+                f"the policy serves embodiment {policy.embodiment!r}, the executor {self.embodiment.name!r}",
+            )
+        if policy.task_id == task.task_id:
+            if policy.state == PolicyStatus.STATE_FAULT:
+                return Trouble(policy.code or Result.MODEL_FAULT, policy.message)
+            if policy.state == PolicyStatus.STATE_WAITING and task.chunks:
+                return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
+        return None
+
+    def _policy_silence(self) -> float:
+        # Wall time: a process is alive or not, however fast the simulated clock runs.
+        return time.monotonic() - self._heartbeat
+
+    def _wait(self, task: ActiveTask, now: float) -> None:
+        """At rest at the start of a task: move with the first usable chunk."""
+        if task.ready and self._pending is not None:
+            self._start_moving(task, now)
+        elif task.ready and now - task.began > self.value("chunk_timeout"):
+            waited = f"no chunk within {now - task.began:.1f} s of the task's start"
+            self._decide(Trouble(Result.CHUNK_STALE, waited))
+
+    def _start_moving(self, task: ActiveTask, now: float) -> None:
+        self._follower.start(now)
+        if self._accept(task, now):
+            self._set_state(State.STATE_RUNNING, None)
+            self._move(task, now)
+
+    def _run(self, task: ActiveTask, now: float) -> None:
+        if self._pending is not None:
+            self._accept(task, now)
+        if self._state != State.STATE_RUNNING:
+            return
+        remaining = self._follower.timeline.remaining(now)
+        if remaining < 0:
+            age = now - self._follower.timeline.stamp
+            message = f"chunks stopped: the newest was captured {age:.2f} s ago and its last row has passed"
+            self._begin_stop(Trouble(Result.CHUNK_STALE, message, passing=True), now)
+            return
+        self._move(task, now)
+
+    def _move(self, task: ActiveTask, now: float) -> None:
+        self._write(self._follower.step(now), now)
+        if math.isnan(self._capture_to_command):
+            self._capture_to_command = self.now - self._follower.timeline.stamp
+            self._publish_feedback(task)
+            self._publish_status()
+
+    def _accept(self, task: ActiveTask, now: float) -> bool:
+        """Take the waiting chunk; False, with the reason dealt with, when it cannot be followed."""
+        message, self._pending = self._pending, None
+        if message.task_id != task.task_id:
+            return False  # of the task before
+        names = self.embodiment.layout.names
+        count = len(names)
+        try:
+            if message.embodiment != self.embodiment.name or tuple(message.channels) != names:
+                raise ChunkRefused(
+                    f"chunk of {message.embodiment} with channels {list(message.channels)}, "
+                    f"expected {self.embodiment.name} with {list(names)}"
+                )
+            if len(message.data) != message.horizon * count:
+                raise ChunkRefused(
+                    f"chunk holds {len(message.data)} values, expected {message.horizon} rows of {count}"
+                )
+            rows = np.asarray(message.data).reshape(message.horizon, count)
+            self._follower.offer(rows, seconds(message.header.stamp), message.step, now, message.sequence)
+        except ChunkRefused as error:
+            if error.late:
+                # Not a fault: the chunk being followed goes on, and its end is watched.
+                self.get_logger().warning(
+                    f"chunk {message.sequence} refused: {error}", throttle_duration_sec=1.0
+                )
+            else:
+                self._decide(Trouble(Result.CHUNK_INVALID, f"chunk {message.sequence} refused: {error}"))
+            return False
+        task.chunks += 1
+        task.inference_time = message.inference_time
+        self._capture_to_command = math.nan
+        return True
+
+    def _stop(self, now: float) -> None:
+        self._write(self._follower.brake(), now)
+        if not self._follower.resting:
+            return
+        self._stop_duration = now - self._stop_began
+        task = self._task
+        if task is not None and task.verdict is not None:
+            self._finish(task, task.verdict)
+        elif task is not None and self._trouble is not None:
+            self._set_state(State.STATE_STOPPED, self._trouble)
+            self._stopped_at = now
+        else:
+            self._set_state(State.STATE_IDLE if task is None else State.STATE_WAITING, None)
+
+    def _stay(self, task: ActiveTask, now: float) -> None:
+        """At rest within a task: go on when the reason has passed, else end."""
+        trouble = self._find_trouble(task, now)
+        if trouble is None and self._pending is not None:
+            # It came after the stop began: all that it depends on works again.
+            self._start_moving(task, now)
+            return
+        patience = self.value("recovery_timeout" if trouble is not None else "chunk_timeout")
+        if now - self._stopped_at > patience:
+            self._decide(trouble or self._trouble)
+
+    def _begin_stop(self, trouble: Trouble | None, now: float) -> None:
+        self._stop_began = now
+        self._pending = None
+        self._set_state(State.STATE_STOPPING, trouble)
+
+    def _decide(self, verdict: Trouble) -> None:
+        """The task ends; the robot comes to rest first."""
+        self._task.verdict = verdict
+        if self._follower.resting and self._state != State.STATE_RUNNING:
+            self._finish(self._task, verdict)
+            return
+        reason = verdict if verdict.code >= FIRST_ERROR else None
+        if self._state == State.STATE_STOPPING:
+            self._set_state(State.STATE_STOPPING, reason)
+        else:
+            self._begin_stop(reason, self.now)
+
+    def _finish(self, task: ActiveTask, verdict: Trouble) -> None:
+        self._task = None
+        elapsed = self.now - task.began
+        level = self.get_logger().info if verdict.code < FIRST_ERROR else self.get_logger().warning
+        level(f"task {task.task_id} ended with code {verdict.code}: {verdict.message}")
+        self._publish_task(task.task_id, False, task.instruction)
+        self._set_state(State.STATE_IDLE, verdict if verdict.code >= FIRST_ERROR else None)
+        _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)
+
+    def _fault(self, reason: str) -> None:
+        trouble = Trouble(Result.CHUNK_INVALID, reason)
+        self.get_logger().error(f"refusing to move until configured again: {reason}")
+        if self._task is not None:
+            self._finish(self._task, trouble)
+        self._set_state(State.STATE_FAULT, trouble)
+
+    def _write(self, commands: list[Command], now: float) -> None:
+        stamp = self.stamp(now)
+        for command in commands:
+            self._writers[command.group].write(command, stamp)
+        self._commands += 1
+
+    # What is said
+
+    def _set_state(self, state: int, trouble: Trouble | None) -> None:
+        changed = (state, trouble) != (self._state, self._trouble)
+        if (
+            trouble is not None
+            and trouble != self._trouble
+            and state in (State.STATE_STOPPING, State.STATE_STOPPED)
+        ):
+            self.get_logger().warning(f"stop: {trouble.message}")
+        self._state, self._trouble = state, trouble
+        if changed:
+            self._publish_status()
+
+    def _publish_task(self, task_id: int, active: bool, instruction: str) -> None:
+        message = Task(task_id=task_id, active=active, instruction=instruction)
+        message.header.stamp = self.stamp(self.now)
+        self._task_publisher.publish(message)
+
+    def _publish_status(self) -> None:
+        now, task = self.now, self._task
+        timeline = self._follower.timeline
+        following = self._state == State.STATE_RUNNING
+        message = ExecutorStatus(
+            state=self._state,
+            code=0 if self._trouble is None else self._trouble.code,
+            message="" if self._trouble is None else self._trouble.message,
+            embodiment=self.embodiment.name,
+            task_id=0 if task is None else task.task_id,
+            sequence=timeline.sequence if following else 0,
+            remaining=timeline.remaining(now) if following else 0.0,
+            capture_to_command=self._capture_to_command,
+            commands=self._commands,
+            clamped=self._follower.clamped,
+            stop_duration=self._stop_duration,
+        )
+        message.header.stamp = self.stamp(now)
+        self._status_publisher.publish(message)
+        if task is not None:
+            self._publish_feedback(task)
+
+    def _publish_feedback(self, task: ActiveTask) -> None:
+        task.goal.publish_feedback(
+            ExecuteTask.Feedback(
+                elapsed=self.now - task.began,
+                chunks=task.chunks,
+                inference_time=task.inference_time,
+                capture_to_command=self._capture_to_command,
+                state=self._state,
+            )
+        )
+
+
+# Missing at the start, these may still appear within `start_timeout`.
+_APPEARING = (Result.POLICY_LOST, Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
+
+
+def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
+    raise RuntimeError("goals are ended by _end_goal")
+
+
+def _end_goal(goal: ServerGoalHandle, code: int, message: str, elapsed: float, chunks: int) -> None:
+    """Report the result of a goal.
+
+    `execute` is called only here, when the result is known: a coroutine that waited for it would keep the
+    executors of rclpy 7 busy, and a thread would race with the loop.
+    """
+    result = ExecuteTask.Result(code=code, message=message, elapsed=elapsed, chunks=chunks)
+
+    def report(handle: ServerGoalHandle) -> ExecuteTask.Result:
+        if code == Result.TIME_LIMIT:
+            handle.succeed()
+        elif code == Result.CANCELLED and handle.is_cancel_requested:
+            handle.canceled()
+        else:
+            handle.abort()
+        return result
+
+    goal.execute(report)
+
+
+def main() -> int:
+    """Run the executor."""
+    return run(ExecutorNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

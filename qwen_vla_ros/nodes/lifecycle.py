@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all lifecycle nodes have in common: parameters, configure that explains itself, a clean end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
+
+from qwen_vla_ros.embodiment import Embodiment, load_embodiment
+
+# How long a moving robot may take to come to rest when the process is asked to end [s].
+END_PATIENCE = 2.0
+
+
+class ConfigurationError(ValueError):
+    """The node cannot be configured; the text says what was found and what was expected."""
+
+
+def seconds(stamp) -> float:
+    """A stamp message in seconds."""
+    return stamp.sec + stamp.nanosec * 1e-9
+
+
+def declare(
+    node: Node,
+    name: str,
+    default: bool | int | float | str,
+    description: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Declare a read-only parameter of the type of its default, within [low, high]."""
+    descriptor = ParameterDescriptor(description=description, read_only=True)
+    if low is not None and high is not None:
+        if isinstance(default, int):
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
+        else:
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
+    node.declare_parameter(name, default, descriptor)
+
+
+class BodyNode(LifecycleNode):
+    """A lifecycle node that serves one embodiment.
+
+    Subclasses implement `configure`, `activate`, `deactivate` and `cleanup`; whatever they raise becomes one
+    ERROR entry in the log and a failed transition.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        declare(self, "embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file")
+        declare(self, "autostart", True, "Configure and activate at start; else wait for a lifecycle manager")
+        self.embodiment: Embodiment | None = None
+        self.active = False
+        # Set when the process has been asked to end; long waits must watch it.
+        self.ending = threading.Event()
+
+    # For subclasses
+
+    def configure(self, embodiment: Embodiment) -> None:
+        raise NotImplementedError
+
+    def activate(self) -> None:
+        raise NotImplementedError
+
+    def deactivate(self) -> None:
+        raise NotImplementedError
+
+    def cleanup(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """The node needs a little longer before it may end."""
+        return False
+
+    def prepare_end(self) -> None:
+        """The process is about to end: begin to come to rest."""
+
+    # Helpers
+
+    @property
+    def now(self) -> float:
+        """Time of the node's clock [s]."""
+        return self.get_clock().now().nanoseconds * 1e-9
+
+    def stamp(self, time: float):
+        """A stamp message of a time [s]."""
+        return Time(nanoseconds=round(time * 1e9)).to_msg()
+
+    def value(self, name: str):
+        return self.get_parameter(name).value
+
+    def autostart(self) -> None:
+        """Configure and activate, if the parameter says so."""
+        if not self.value("autostart"):
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        def configure() -> None:
+            # Loaded here, not in the constructor: a corrected file needs no new process.
+            self.embodiment = load_embodiment(self.value("embodiment"))
+            self.configure(self.embodiment)
+
+        if not self._succeeds("configure", configure):
+            self._succeeds("cleanup", self.cleanup)
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f"configured for {self.embodiment.name}")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_activate(state)
+        if result != TransitionCallbackReturn.SUCCESS:
+            return result
+        if not self._succeeds("activate", self.activate):
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
+        self.active = True
+        self.get_logger().info("active")
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.active = False
+        if not self._succeeds("deactivate", self.deactivate):
+            return TransitionCallbackReturn.ERROR
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if not self._succeeds("cleanup", self.cleanup):
+            return TransitionCallbackReturn.ERROR
+        self.embodiment = None
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self.active:
+            self.active = False
+            self._succeeds("deactivate", self.deactivate)
+        self._succeeds("cleanup", self.cleanup)
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.active = False
+        self._succeeds("cleanup", self.cleanup)
+        return TransitionCallbackReturn.SUCCESS
+
+    def _succeeds(self, what: str, call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except (ConfigurationError, ValueError, OSError) as error:
+            self.get_logger().error(f"{what} failed: {error}")
+        except Exception:  # a defect: the log must show where
+            self.get_logger().error(f"{what} failed:\n{traceback.format_exc()}")
+        else:
+            return True
+        return False
+
+
+def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
+    """Run a node until SIGINT or SIGTERM; returns the exit code 0.
+
+    The signals do not tear down the context (`SignalHandlerOptions.NO`), so that a moving robot can still be
+    stopped: the node is asked to come to rest, and then everything is destroyed.
+    """
+    stop = threading.Event()
+    node: Node | None = None
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        ending = getattr(node, "ending", None)
+        if ending is not None:
+            ending.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = make_node()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            if isinstance(node, BodyNode) and not stop.is_set():
+                node.autostart()
+            while not stop.is_set():
+                # A signal is handled when the wait returns.
+                executor.spin_once(timeout_sec=0.1)
+            if isinstance(node, BodyNode):
+                node.prepare_end()
+                # Wall time: the robot's clock may stand still.
+                deadline = time.monotonic() + END_PATIENCE
+                while node.busy and time.monotonic() < deadline:
+                    executor.spin_once(timeout_sec=0.02)
+                node.trigger_shutdown()
+        finally:
+            executor.shutdown()
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    return 0
