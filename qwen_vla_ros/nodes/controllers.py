@@ -61,14 +61,10 @@ class Writer:
 
     def _trajectory(self, command: JointCommand, stamp: Any) -> JointTrajectory:
         # Header stamp 0 means "from now on". The point is the set-point one period from now, so it is due one
-        # period from now: the controller interpolates across exactly the time until the next message, and a
-        # message that comes late lets it finish the period instead of jumping ahead. Velocities make that
-        # interpolation cubic, continuous in velocity from message to message.
-        point = JointTrajectoryPoint(
-            positions=command.position.tolist(),
-            velocities=command.velocity.tolist(),
-            time_from_start=self._period,
-        )
+        # period from now: the controller interpolates across just the time until the next message, and when
+        # that is late it rests at the end of the period instead of running ahead.
+        # No velocities: joint_trajectory_controller refuses a last point that moves, unless told otherwise.
+        point = JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=self._period)
         return JointTrajectory(joint_names=self._joints, points=[point])
 
     def _positions(self, command: JointCommand, stamp: Any) -> Float64MultiArray:

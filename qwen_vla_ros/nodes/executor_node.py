@@ -349,7 +349,7 @@ class ExecutorNode(BodyNode):
             if not writer.connected:
                 return Trouble(
                     Result.CONTROLLER_LOST,
-                    f"nobody subscribes to {writer.topic} ({writer.kind}, group {name}); is the controller active?",
+                    f"nobody subscribes to {writer.topic}; is the {writer.kind} of {name} active?",
                 )
         if self._joint_trouble is not None:
             return self._joint_trouble

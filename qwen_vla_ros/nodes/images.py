@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image messages to RGB arrays and back: cv_bridge where it is installed, else numpy and OpenCV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from sensor_msgs.msg import CompressedImage, Image
+
+try:
+    from cv_bridge import CvBridge, CvBridgeError
+except ModuleNotFoundError as error:
+    if error.name != "cv_bridge":
+        raise
+    from .cv_bridge_adapter import CvBridge, CvBridgeError  # type: ignore[assignment]
+
+Rgb = npt.NDArray[np.uint8]
+
+RAW_ENCODINGS = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+
+_bridge = CvBridge()
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the text says what was found and what was expected."""
+
+
+def encoding_of(message: Any) -> str:
+    """`rgb8` and the like of an Image; `jpeg`, `png` or the given format of a CompressedImage."""
+    if isinstance(message, Image):
+        return message.encoding
+    # "jpeg", or as image_transport writes it: "rgb8; jpeg compressed bgr8".
+    text = message.format.lower()
+    for name, marks in (("jpeg", ("jpeg", "jpg")), ("png", ("png",))):
+        if any(mark in text for mark in marks):
+            return name
+    return message.format
+
+
+def to_rgb(message: Any) -> Rgb:
+    """RGB pixels of an Image or a CompressedImage. Shape (height, width, 3), contiguous, uint8.
+
+    Raises:
+        ImageError: an encoding that is not supported, too few bytes, or bytes that are not an image.
+    """
+    encoding = encoding_of(message)
+    try:
+        if isinstance(message, CompressedImage):
+            if encoding not in ("jpeg", "png"):
+                raise ImageError(f"format {message.format!r}, expected jpeg or png")
+            return np.ascontiguousarray(_bridge.compressed_imgmsg_to_cv2(message, "rgb8"))
+        if encoding not in RAW_ENCODINGS:
+            raise ImageError(f"encoding {encoding!r}, expected one of {', '.join(RAW_ENCODINGS)}")
+        needed = message.step * message.height
+        width = message.width * (3 if encoding in ("rgb8", "bgr8") else 1 if encoding == "mono8" else 4)
+        if not message.height or not message.width or message.step < width or len(message.data) < needed:
+            raise ImageError(
+                f"{len(message.data)} bytes in rows of {message.step} for {message.width}x{message.height} "
+                f"{encoding}, expected at least {message.height} rows of {width}"
+            )
+        return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, "rgb8"))
+    except (CvBridgeError, cv2.error) as error:
+        raise ImageError(f"{encoding} image cannot be decoded: {error}") from error
+
+
+def rgb_to_message(rgb: Rgb, header: Any) -> Image:
+    """An rgb8 Image of pixels (height, width, 3)."""
+    message = _bridge.cv2_to_imgmsg(rgb, "rgb8")
+    message.header = header
+    return message
+
+
+def rgb_to_jpeg(rgb: Rgb, header: Any, quality: int = 90) -> CompressedImage:
+    """A jpeg CompressedImage of pixels (height, width, 3). `cv_bridge` offers no choice of quality."""
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    if not done:
+        raise ImageError("jpeg encoding failed")
+    return CompressedImage(header=header, format="rgb8; jpeg compressed bgr8", data=data.tobytes())
