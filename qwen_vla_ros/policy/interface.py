@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every policy takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_vla_ros.embodiment import Embodiment, Statistics
+
+
+class PolicyError(RuntimeError):
+    """The policy cannot serve an embodiment, or its model gave no usable chunk."""
+
+
+class ObservationError(PolicyError):
+    """An observation that the policy cannot use: a view is missing, or an image or a state is malformed."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot saw at one moment.
+
+    Attributes:
+        images: RGB by view. Each uint8, shape (h, w, 3), any size.
+        instruction: What to do.
+        stamp: Capture time of the oldest image [s].
+        state: In the order and the units of the embodiment's channels; None where the prompt needs none.
+            Shape (c,).
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    instruction: str
+    stamp: float
+    state: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What a policy is.
+
+    Attributes:
+        checkpoint: Name or path of what it runs.
+        device: Where it runs.
+        horizon, channels: H and K of its action tensor.
+        parameters: Number of weights.
+        embodiments: Names that it has statistics for.
+        views: Views that it has tags for.
+        embodiment: Configured embodiment, or empty.
+        details: Further facts for a reader.
+    """
+
+    checkpoint: str
+    device: str
+    horizon: int
+    channels: int
+    parameters: int
+    embodiments: tuple[str, ...]
+    views: tuple[str, ...]
+    embodiment: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """Observation to normalised chunk. One caller at a time."""
+
+    @property
+    def info(self) -> PolicyInfo:
+        """What this policy is."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """Normalisation of the configured embodiment's channels. Raises PolicyError before `configure`."""
+        ...
+
+    def configure(self, embodiment: Embodiment) -> None:
+        """Serve this embodiment from now on, and warm up.
+
+        Raises:
+            PolicyError: Channels, horizon, rate, views or statistics do not fit; names each.
+        """
+        ...
+
+    def infer(self, observation: Observation, seed: int | None = None) -> NDArray[np.float32]:
+        """Predict a chunk.
+
+        Args:
+            observation: Images of all required views.
+            seed: Makes the result repeatable.
+
+        Returns:
+            Normalised actions in [-1, 1]. Shape (horizon, c) of the embodiment.
+
+        Raises:
+            InstructionError: The instruction is empty, too long or holds control text.
+            ObservationError: See there.
+            PolicyError: Not configured; or the model's output is not finite or has the wrong shape.
+        """
+        ...
