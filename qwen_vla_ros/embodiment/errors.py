@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _SHOWN = 80  # characters of a value in a message
+_LONGEST = 400  # characters of any part of a message
 
 
-def path_text(path: tuple[str | int, ...]) -> str:
-    """The path as people write it: `actions[0].limits.velocity`."""
+def _one_line(text: str) -> str:
+    """The text without what would break a line or a terminal: it may come from the file."""
+    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _path_text(path: tuple[str | int, ...]) -> str:
     text = ""
     for element in path:
         text += f"[{element}]" if isinstance(element, int) else f".{element}" if text else str(element)
@@ -38,9 +44,14 @@ class Fault:
     expected: str
     line: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "found", _one_line(self.found))
+        object.__setattr__(self, "expected", _one_line(self.expected))
+
     @property
     def field(self) -> str:
-        return path_text(self.path)
+        """The path as people write it: `actions[0].limits.velocity`."""
+        return _one_line(_path_text(self.path))
 
     def at(self, line: int | None) -> Fault:
         return replace(self, line=line)

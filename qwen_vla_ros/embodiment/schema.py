@@ -20,9 +20,9 @@ Array = npt.NDArray[np.float64]
 MAX_CHANNELS = 64
 MAX_HORIZON = 64
 
-Number = Annotated[float, Strict(), AllowInfNan(False)]
-# The upper bound only keeps arithmetic away from overflow.
-Positive = Annotated[Number, Field(gt=0.0, le=1e6)]
+# The bounds only keep arithmetic away from overflow.
+Number = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-1e6, le=1e6)]
+Positive = Annotated[float, Strict(), AllowInfNan(False), Field(gt=0.0, le=1e6)]
 _IDENTIFIER = r"^[a-z][a-z0-9_]*$"
 _NAME = r"^[A-Za-z_][A-Za-z0-9_./-]*$"
 _TOPIC = r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$"

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qwen-vla embodiment`, and the command that it is part of."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from qwen_vla_ros import resources
+from qwen_vla_ros.cli import COMMANDS
+from qwen_vla_ros.embodiment import list_embodiments
+
+HEAVY = ("torch", "transformers", "rclpy", "mujoco", "ruckig", "matplotlib", "cv2")
+
+
+def qwen_vla(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "qwen_vla_ros.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        check=False,
+    )
+
+
+def test_list():
+    result = qwen_vla("embodiment", "list")
+    assert result.returncode == 0
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()[1:]] == list_embodiments()
+    found = json.loads(qwen_vla("embodiment", "list", "--json").stdout)
+    assert [entry["name"] for entry in found] == list_embodiments()
+
+
+@pytest.mark.parametrize("name", list_embodiments())
+def test_show(name):
+    result = qwen_vla("embodiment", "show", name)
+    assert result.returncode == 0, result.stderr
+    assert f"name\t{name}" in result.stdout
+    shown = json.loads(qwen_vla("embodiment", "show", name, "--json").stdout)
+    assert shown["name"] == name
+    for channel in shown["channels"]:
+        assert f"\t{channel}\t" in result.stdout
+
+
+def test_show_an_unknown_name():
+    result = qwen_vla("embodiment", "show", "unitree_g2")
+    assert result.returncode == 1
+    assert "unitree_g1" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_validate():
+    files = [str(path) for path in sorted(resources.embodiments_directory().glob("*.yaml"))]
+    result = qwen_vla("embodiment", "validate", *files)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count(": valid (") == len(files)
+
+
+def test_validate_reports_faults_with_file_and_line(tmp_path):
+    text = (resources.embodiments_directory() / "tiago_base.yaml").read_text()
+    good, bad, absent = tmp_path / "tiago_base.yaml", tmp_path / "bad.yaml", tmp_path / "absent.yaml"
+    good.write_text(text)
+    bad.write_text(text.replace("name: tiago_base", "name: bad").replace("horizon: 8", "horizon: many"))
+    line = next(k for k, found in enumerate(bad.read_text().splitlines(), 1) if "many" in found)
+    result = qwen_vla("embodiment", "validate", str(good), str(bad), str(absent))
+    assert result.returncode == 1
+    assert f"{good}: valid" in result.stdout
+    assert f"{bad}:{line}: horizon: found 'many', expected a whole number" in result.stdout
+    assert f"{absent}: found no readable file" in result.stdout
+    reports = json.loads(qwen_vla("embodiment", "validate", str(good), str(bad), "--json").stdout)
+    assert [report["valid"] for report in reports] == [True, False]
+    assert reports[1]["faults"] == [
+        {"line": line, "field": "horizon", "found": "'many'", "expected": "a whole number"}
+    ]
+
+
+def test_validate_against_a_checkpoint():
+    file = str(resources.embodiments_directory() / "franka_panda.yaml")
+    assert qwen_vla("embodiment", "validate", file, "--channels", "8", "--horizon", "16").returncode == 0
+    result = qwen_vla("embodiment", "validate", file, "--channels", "7", "--horizon", "16")
+    assert result.returncode == 1
+    assert "8 channels" in result.stdout
+
+
+def test_prompt():
+    result = qwen_vla("embodiment", "prompt", "franka_panda", "--task", "pick up the red cube")
+    assert result.returncode == 0
+    assert result.stdout.startswith("<|ego_start|>")
+    assert result.stdout.endswith("task: pick up the red cube.\n")
+    found = json.loads(qwen_vla("embodiment", "prompt", "so101", "--task", "go", "--json").stdout)
+    assert found["views"] == ["ego", "cam_wrist"]
+    refused = qwen_vla("embodiment", "prompt", "franka_panda", "--task", " ")
+    assert refused.returncode == 1
+    assert "found nothing, expected 1 to 512 characters" in refused.stderr
+
+
+def test_schema_knows_every_key():
+    schema = json.loads(qwen_vla("embodiment", "schema").stdout)
+    assert schema["properties"]["schema"]["const"] == 1
+    assert schema["additionalProperties"] is False
+    kinds = {
+        "JointPositionGroup",
+        "GripperGroup",
+        "HandGroup",
+        "EefDeltaGroup",
+        "WaypointGroup",
+        "BaseVelocityGroup",
+    }
+    assert kinds <= set(schema["$defs"])
+    assert "limits" in schema["$defs"]["JointPositionGroup"]["properties"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("embodiment", "nonsense"), ("embodiment", "prompt", "so101")]
+)
+def test_wrong_usage(arguments):
+    assert qwen_vla(*arguments).returncode == 2
+
+
+def test_help_names_every_command():
+    result = qwen_vla("--help")
+    assert result.returncode == 0
+    for name, _, _ in COMMANDS:
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["embodiment", "list"], ["embodiment", "prompt", "tiago_base", "--task", "go"]]
+)
+def test_nothing_heavy_is_imported(arguments):
+    code = (
+        "import sys\n"
+        "from qwen_vla_ros.cli import app\n"
+        "try:\n"
+        f"    app({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_starts_in_under_a_second():
+    # Time on the processor, least of three: what other processes do meanwhile does not count.
+    used = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert qwen_vla("embodiment", "list").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(used) < 1.0, used

