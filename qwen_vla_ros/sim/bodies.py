@@ -191,6 +191,15 @@ def _build_tiago() -> mujoco.MjSpec:
     for site in list(spec.sites):
         if site.parent.name in ("world", "tiagobase"):
             spec.delete(site)
+    # Wide wheels and casters that drag make the base turn up to 12 % less than its wheels say.
+    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    spec.option.impratio = 10.0
+    for geom in spec.geoms:
+        if geom.parent.name.startswith("tiagobase_wheel"):
+            geom.size = [0.0985, 0.005, 0]
+            geom.condim, geom.priority = 3, 1
+        elif geom.parent.name.startswith("tiagobase_caster"):
+            geom.condim, geom.priority = 1, 1
     # The camera on board sees nothing of the robot.
     for geom in spec.geoms:
         geom.group = scene.SPECTATOR_ONLY

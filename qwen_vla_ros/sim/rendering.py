@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import mujoco
@@ -11,6 +12,17 @@ import numpy as np
 from qwen_vla_ros.sim import scene
 from qwen_vla_ros.sim.bodies import Camera
 from qwen_vla_ros.sim.errors import SimulationError
+
+
+def _check_context() -> None:
+    """mujoco aborts the process when it draws through a window system that is not there."""
+    context = getattr(mujoco, "GLContext", None)
+    windowed = context is not None and "glfw" in context.__module__
+    if context is None or (windowed and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))):
+        raise SimulationError(
+            f"mujoco cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: set it to egl or osmesa "
+            "before Python starts, or import qwen_vla_ros.sim before mujoco"
+        )
 
 
 class Pictures:
@@ -46,6 +58,7 @@ class Pictures:
             quality = self._model.vis.quality
             quality.shadowsize = 4096 if camera.spectator else 0
             quality.offsamples = 4 if camera.spectator else 0
+            _check_context()
             renderer = mujoco.Renderer(self._model, height=height, width=width)
             self._update(renderer, data, view, camera)
             renderer.render()  # the first frame of a software renderer can be wrong

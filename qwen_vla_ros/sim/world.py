@@ -71,7 +71,7 @@ def _body_of(embodiment: Embodiment) -> Body:
 class World:
     """One robot, three objects, one task.
 
-    Joints go by their ROS names. Not thread-safe; render() and close() belong to the thread that renders first.
+    Joints go by their ROS names. Not thread-safe; rendering belongs to one thread, the first that does it.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of each body's world on this machine, and a picture of each view: python -m qwen_vla_ros.sim [DIR]."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+from qwen_vla_ros.sim import expert_chunk, make_world
+from qwen_vla_ros.sim.bodies import BODIES
+
+
+def _milliseconds(call: Callable[[], object], count: int) -> float:
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times)
+
+
+def main(folder: Path | None) -> None:
+    print("body    timestep  step     real time  ego 128x128  spectator 640x480  expert chunk")
+    for body in BODIES:
+        with make_world(body) as world:
+            world.reset(world.tasks[0], 0)
+            for view in world.views:
+                picture = world.render(view)
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(picture).save(folder / f"{body}_{view}.png")
+            dt = world.model.opt.timestep
+            step = _milliseconds(lambda world=world: world.step(0.1), 20) * dt / 0.1
+            ego = _milliseconds(lambda world=world: world.render("ego"), 20)
+            people = _milliseconds(lambda world=world: world.render("spectator"), 5)
+            horizon, period = world.embodiment.horizon, 1.0 / world.embodiment.control_rate
+            chunk = _milliseconds(lambda world=world: expert_chunk(world, None, horizon, period), 20)
+            print(
+                f"{body:7} {1e3 * dt:5.0f} ms  {1e3 * step:4.0f} us  {1e3 * dt / step:7.0f} x  {ego:8.1f} ms"
+                f"  {people:14.0f} ms  {chunk:9.2f} ms"
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
