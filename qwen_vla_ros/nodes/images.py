@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 from typing import Any
 
 import cv2
@@ -66,18 +67,30 @@ def to_rgb(message: Any) -> Rgb:
         raise ImageError(f"{encoding} image cannot be decoded: {error}") from error
 
 
-def rgb_to_message(rgb: Rgb, header: Any) -> Image:
-    """An rgb8 Image of pixels (height, width, 3)."""
-    message = _bridge.cv2_to_imgmsg(rgb, "rgb8")
-    message.header = header
-    return message
+def rgb_to_encoding(rgb: Rgb, encoding: str, header: Any) -> Image:
+    """An Image in one of `RAW_ENCODINGS` of pixels (height, width, 3)."""
+    image = _bridge.cv2_to_imgmsg(rgb, "rgb8")
+    if encoding != "rgb8":
+        image = _bridge.cv2_to_imgmsg(_bridge.imgmsg_to_cv2(image, encoding), encoding)
+    image.header = header
+    return image
 
 
 def rgb_to_jpeg(rgb: Rgb, header: Any, quality: int = 90) -> CompressedImage:
     """A jpeg CompressedImage of pixels (height, width, 3). `cv_bridge` offers no choice of quality."""
-    done, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+    return _encode(rgb, header, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def rgb_to_png(rgb: Rgb, header: Any) -> CompressedImage:
+    """A png CompressedImage of pixels (height, width, 3)."""
+    return _encode(rgb, header, ".png", [])
+
+
+def _encode(rgb: Rgb, header: Any, suffix: str, options: list[int]) -> CompressedImage:
+    done, data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise ImageError("jpeg encoding failed")
-    return CompressedImage(header=header, format="rgb8; jpeg compressed bgr8", data=data.tobytes())
+        raise ImageError(f"encoding as {suffix} failed")
+    name = {".jpg": "jpeg", ".png": "png"}[suffix]
+    return CompressedImage(
+        header=header, format=f"rgb8; {name} compressed bgr8", data=array.array("B", data.tobytes())
+    )

@@ -14,6 +14,7 @@ import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
@@ -172,31 +173,40 @@ class BodyNode(LifecycleNode):
 
 
 def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
-    """Run a node until SIGINT or SIGTERM; returns the exit code 0.
+    """Run a node until SIGINT or SIGTERM.
 
     The signals do not tear down the context (`SignalHandlerOptions.NO`), so that a moving robot can still be
     stopped: the node is asked to come to rest, and then everything is destroyed.
+
+    The node has an event `ending`, set when the process has been asked to end; it may set it itself, with
+    `failed` true when that is because of a fault.
+
+    Returns:
+        The exit code: 1 when the node could not be made or has failed, else 0.
     """
-    stop = threading.Event()
+    ending = threading.Event()
     node: Node | None = None
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        ending = getattr(node, "ending", None)
-        if ending is not None:
-            ending.set()
+        ending.set()
+        if node is not None:
+            node.ending.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = make_node()
+        try:
+            node = make_node()
+        except (ValueError, OSError) as error:
+            get_logger("qwen_vla_ros").fatal(str(error))
+            return 1
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
-            if isinstance(node, BodyNode) and not stop.is_set():
+            if isinstance(node, BodyNode) and not ending.is_set():
                 node.autostart()
-            while not stop.is_set():
+            while not (ending.is_set() or node.ending.is_set()):
                 # A signal is handled when the wait returns.
                 executor.spin_once(timeout_sec=0.1)
             if isinstance(node, BodyNode):
@@ -209,6 +219,6 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         finally:
             executor.shutdown()
             node.destroy_node()
+        return 1 if getattr(node, "failed", False) else 0
     finally:
         rclpy.try_shutdown()
-    return 0

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy process for faults that a sound policy does not have. Its heartbeat and topics are the real ones.
+
+Arguments: EMBODIMENT MODE, where MODE says what its chunks are like:
+    wave      all joints swing about home; a base drives ahead and turns
+    nan       the third chunk holds a NaN
+    shape     the third chunk lacks a channel
+    silent    a heartbeat, but never a chunk
+    late      chunks whose rows have all passed
+    dry       three chunks, then no more
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
+from qwen_vla_ros.nodes import qos
+
+
+class FakePolicy(Node):
+    def __init__(self, embodiment: str, mode: str):
+        super().__init__("policy")
+        self._body, self._mode = load_embodiment(embodiment), mode
+        self._task = Task()
+        self._sequence = self._chunks = 0
+        self._last = 0.0
+        self._status = self.create_publisher(PolicyStatus, "policy_status", qos.RELIABLE)
+        self._chunk = self.create_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
+        self.create_subscription(Task, "task", self._on_task, qos.LATCHED)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(0.02, self._beat, clock=steady)
+        self.create_timer(0.01, self._think, clock=steady)
+        self.get_logger().info("up")
+
+    def _on_task(self, task: Task) -> None:
+        self._task, self._chunks, self._last = task, 0, 0.0
+
+    def _beat(self) -> None:
+        status = PolicyStatus(embodiment=self._body.name, checkpoint=self._mode)
+        status.header.stamp = self.get_clock().now().to_msg()
+        if self._task.active:
+            status.state, status.task_id = PolicyStatus.STATE_RUNNING, self._task.task_id
+        self._status.publish(status)
+
+    def _think(self) -> None:
+        now = self.get_clock().now()
+        seconds = now.nanoseconds * 1e-9
+        if not self._task.active or self._mode == "silent" or (self._mode == "dry" and self._chunks == 3):
+            return
+        if seconds - self._last < self._body.execute_steps / self._body.control_rate:
+            return
+        self._last = seconds
+        self._chunks += 1
+        self._sequence += 1
+        step = 1 / self._body.control_rate
+        due = seconds + step * np.arange(1, self._body.horizon + 1)
+        if self._body.joints:
+            home = np.array([self._body.home[joint] for joint in self._body.joints])
+            data = home + 0.2 * np.sin(2 * due)[:, None]
+        else:
+            ahead = due - seconds
+            data = np.stack([0.4 * ahead, 0 * ahead, 0.3 * ahead], axis=1)
+        names = list(self._body.layout.names)
+        message = ActionChunk(
+            embodiment=self._body.name,
+            task_id=self._task.task_id,
+            sequence=self._sequence,
+            channels=names,
+            step=step,
+            horizon=len(data),
+            inference_time=0.01,
+        )
+        message.header.stamp = now.to_msg()
+        third = self._chunks == 3
+        if third and self._mode == "nan":
+            data[2, 1] = np.nan
+        if third and self._mode == "shape":
+            data, message.channels = data[:, :-1], names[:-1]
+        if self._mode == "late":
+            message.header.stamp.sec = max(0, message.header.stamp.sec - 60)
+        message.data = data.ravel().tolist()
+        self._chunk.publish(message)
+
+
+def main() -> None:
+    rclpy.init()
+    try:
+        rclpy.spin(FakePolicy(*sys.argv[1:3]))
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+
+
+if __name__ == "__main__":
+    main()
