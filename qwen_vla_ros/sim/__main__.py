@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of each body's world on this machine, and a picture of each view: python -m qwen_vla_ros.sim [DIR]."""
+"""Speed of each world on this machine, a picture of each view: python -m qwen_vla_ros.sim [FOLDER]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import median
 
 from PIL import Image
 
-from qwen_vla_ros.sim import expert_chunk, make_world
+from qwen_vla_ros.sim import World, expert_chunk, make_world
 from qwen_vla_ros.sim.bodies import BODIES
 
 
@@ -24,6 +24,19 @@ def _milliseconds(call: Callable[[], object], count: int) -> float:
     return 1e3 * median(times)
 
 
+def _row(world: World) -> str:
+    dt = 1e3 * world.model.opt.timestep
+    step = _milliseconds(lambda: world.step(0.1), 20) * dt / 100
+    policy = _milliseconds(lambda: world.render("ego"), 20)
+    people = _milliseconds(lambda: world.render("spectator"), 5)
+    horizon, period = world.embodiment.horizon, 1.0 / world.embodiment.control_rate
+    chunk = _milliseconds(lambda: expert_chunk(world, None, horizon, period), 20)
+    return (
+        f"{world.body.name:7} {dt:5.0f} ms  {1e3 * step:4.0f} us  {dt / step:7.0f} x  {policy:8.1f} ms"
+        f"  {people:14.0f} ms  {chunk:9.2f} ms"
+    )
+
+
 def main(folder: Path | None) -> None:
     print("body    timestep  step     real time  ego 128x128  spectator 640x480  expert chunk")
     for body in BODIES:
@@ -34,16 +47,7 @@ def main(folder: Path | None) -> None:
                 if folder is not None:
                     folder.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(picture).save(folder / f"{body}_{view}.png")
-            dt = world.model.opt.timestep
-            step = _milliseconds(lambda world=world: world.step(0.1), 20) * dt / 0.1
-            ego = _milliseconds(lambda world=world: world.render("ego"), 20)
-            people = _milliseconds(lambda world=world: world.render("spectator"), 5)
-            horizon, period = world.embodiment.horizon, 1.0 / world.embodiment.control_rate
-            chunk = _milliseconds(lambda world=world: expert_chunk(world, None, horizon, period), 20)
-            print(
-                f"{body:7} {1e3 * dt:5.0f} ms  {1e3 * step:4.0f} us  {1e3 * dt / step:7.0f} x  {ego:8.1f} ms"
-                f"  {people:14.0f} ms  {chunk:9.2f} ms"
-            )
+            print(_row(world))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,28 +154,28 @@ def _drive(start: np.ndarray, world: World, goal: Goal, horizon: int, step: floa
     """Poses (horizon, 3) relative to `start`, of a unicycle steered to the goal's pillar."""
     task = world.task
     assert isinstance(task, Drive)
-    pillar = task.point(world, goal)[:2]
-    x, y, yaw = start
-    rows = np.empty((horizon, 3))
+    pillar_x, pillar_y, _ = task.point(world, goal).tolist()
+    x, y, yaw = np.asarray(start, dtype=float).tolist()
+    rows = []
     ticks = max(1, round(step / _TICK))
     tick = step / ticks
-    for row in range(horizon):
+    for _ in range(horizon):
         for _ in range(ticks):
-            v, w = _steer(pillar[0] - x, pillar[1] - y, yaw, task.stop)
-            x += v * tick * np.cos(yaw + 0.5 * w * tick)
-            y += v * tick * np.sin(yaw + 0.5 * w * tick)
+            v, w = _steer(pillar_x - x, pillar_y - y, yaw, task.stop)
+            x += v * tick * math.cos(yaw + 0.5 * w * tick)
+            y += v * tick * math.sin(yaw + 0.5 * w * tick)
             yaw += w * tick
-        rows[row] = (x, y, yaw)
-    return _to_base(np.asarray(start), rows)
+        rows.append((x, y, yaw))
+    return _to_base(np.asarray(start), np.array(rows))
 
 
 def _steer(dx: float, dy: float, yaw: float, stop: float) -> tuple[float, float]:
-    bearing = (np.arctan2(dy, dx) - yaw + np.pi) % (2 * np.pi) - np.pi
+    bearing = (math.atan2(dy, dx) - yaw + math.pi) % (2 * math.pi) - math.pi
     if abs(bearing) > _ALWAYS_LEFT:
         return 0.0, TURN
-    w = float(np.clip(_TURN_GAIN * bearing, -TURN, TURN))
+    w = min(TURN, max(-TURN, _TURN_GAIN * bearing))
     ahead = max(0.0, 1.0 - abs(bearing) / _AHEAD)
-    v = float(np.clip(_SPEED_GAIN * (np.hypot(dx, dy) - stop), 0.0, SPEED)) * ahead
+    v = min(SPEED, max(0.0, _SPEED_GAIN * (math.hypot(dx, dy) - stop))) * ahead
     return v, w
 
 

@@ -20,8 +20,8 @@ def _check_context() -> None:
     windowed = context is not None and "glfw" in context.__module__
     if context is None or (windowed and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))):
         raise SimulationError(
-            f"mujoco cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: set it to egl or osmesa "
-            "before Python starts, or import qwen_vla_ros.sim before mujoco"
+            f"mujoco cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: set it to egl or "
+            "osmesa before Python starts, or import qwen_vla_ros.sim before mujoco"
         )
 
 
