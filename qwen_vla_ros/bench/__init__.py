@@ -33,4 +33,6 @@ class BenchResult:
         if self.target is None:
             return None
         better, worse = (self.value, self.target) if self.higher_is_better else (self.target, self.value)
-        return better / worse if worse > 0.0 else float("inf")
+        if worse == 0.0:
+            return 1.0 if better == 0.0 else float("inf")
+        return better / worse
