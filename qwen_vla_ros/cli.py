@@ -27,6 +27,8 @@ COMMANDS = (
     ("run", "qwen_vla_ros.demo.cli:run", "Run one simulated body."),
 )
 
+_GENERATED = tuple(f"{qwen_vla_ros.__name__}.{kind}" for kind in ("action", "msg", "srv"))
+
 
 class _Later(TyperCommand):
     """A command that is known by name and help until it is called."""
@@ -37,14 +39,7 @@ class _Later(TyperCommand):
 
     def load(self) -> Any:
         module_name, _, attribute = self._target.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except ModuleNotFoundError as error:
-            typer.echo(
-                f"qwen-vla {self.name}: needs the Python module '{error.name}', which is not installed",
-                err=True,
-            )
-            raise typer.Exit(1) from error
+        found = getattr(importlib.import_module(module_name), attribute)
         if not isinstance(found, typer.Typer):
             application = typer.Typer(add_completion=False)
             application.command()(found)
@@ -66,6 +61,22 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, _Later) else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = error.name or ""
+            if name in _GENERATED:
+                advice = "build the ROS package and source its setup file (in a checkout: make setup)"
+            elif name.partition(".")[0] == qwen_vla_ros.__name__:
+                raise
+            elif name.partition(".")[0] == "rclpy":
+                advice = "source the setup file of ROS 2 (in a checkout: make setup)"
+            else:
+                advice = "pip install 'qwen_vla_ros[model,motion,sim,demo]'"
+            typer.echo(f"qwen-vla: the Python module '{name}' is missing; {advice}", err=True)
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

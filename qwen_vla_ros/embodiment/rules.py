@@ -35,6 +35,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
     for path, group in groups:
         yield from _limits(path, group)
         yield from _normalisation(path, group)
+        yield from _threshold(path, group)
     yield from _home(data, groups)
 
 
@@ -227,6 +228,22 @@ def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
         a, b = _number(pair[0]), _number(pair[1])
         if a is not None and b is not None and a >= b:
             yield Fault((*path, "normalisation", "q01", k), f"{a:g}, and q99 {b:g}", "q01 < q99")
+
+
+def _threshold(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    threshold = _number(group.get("threshold"))
+    if threshold is None:
+        return
+    if group.get("reference") in ("chunk_start", "previous_step"):
+        found = f"{threshold:g} with the reference {group['reference']!r}"
+        yield Fault((*path, "threshold"), found, "reference: absolute for a binary gripper")
+    position = _list(_dict(group.get("limits")).get("position"))
+    for pair in position if position and isinstance(position[0], list) else [position]:
+        bounds = [_number(bound) for bound in _list(pair)]
+        if len(bounds) != 2 or bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
+            continue
+        if not bounds[0] <= threshold < bounds[1]:
+            yield Fault((*path, "threshold"), f"{threshold:g}", f"{bounds[0]:g} to {bounds[1]:g}, the limits")
 
 
 def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:

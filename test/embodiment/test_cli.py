@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import types
 
 import pytest
+from typer.testing import CliRunner
 
-from qwen_vla_ros import resources
-from qwen_vla_ros.cli import COMMANDS
+from qwen_vla_ros import cli, resources
 from qwen_vla_ros.embodiment import list_embodiments
 
 HEAVY = ("torch", "transformers", "rclpy", "mujoco", "ruckig", "matplotlib", "cv2")
@@ -126,7 +128,7 @@ def test_wrong_usage(arguments):
 def test_help_names_every_command():
     result = qwen_vla("--help")
     assert result.returncode == 0
-    for name, _, _ in COMMANDS:
+    for name, _, _ in cli.COMMANDS:
         assert name in result.stdout
 
 
@@ -148,6 +150,29 @@ def test_nothing_heavy_is_imported(arguments):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"), [("torch", "pip install"), ("rclpy", "ROS 2"), ("qwen_vla_ros.msg", "make setup")]
+)
+def test_a_missing_module_is_named(module, advice, monkeypatch):
+    def command():
+        importlib.import_module(module)
+
+    source = types.ModuleType("a_module_with_a_command")
+    source.command = command
+    monkeypatch.setitem(sys.modules, source.__name__, source)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(cli, "COMMANDS", (("one", f"{source.__name__}:command", "One."),))
+    result = CliRunner().invoke(cli.app, ["one"])
+    assert result.exit_code == 1
+    assert f"'{module}' is missing" in result.stderr
+    assert advice in result.stderr
+
+
+def test_a_module_of_ours_that_is_missing_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", (("one", "qwen_vla_ros.no_such_room:command", "One."),))
+    assert isinstance(CliRunner().invoke(cli.app, ["one"]).exception, ModuleNotFoundError)
 
 
 def test_starts_in_under_a_second():

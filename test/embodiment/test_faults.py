@@ -209,6 +209,13 @@ PANDA_CASES = {
         "2 values",
         "1, one per channel",
     ),
+    "threshold beyond the limits": (
+        "unit: m\n",
+        "unit: m\n    threshold: 0.5\n",
+        "actions[1].threshold",
+        "0.5",
+        "0 to 0.04",
+    ),
     "duplicate key": ("execute_steps: 8", "horizon: 8\nexecute_steps: 8", "horizon", "second time", "once"),
     "tag": ("horizon: 16 ", "horizon: !!python/name:os.system 16 ", "horizon", "python/name", "no tag"),
     "key that is a number": ("schema: 1", "schema: 1\n7: seven", "", "the key 7", "text"),
@@ -269,6 +276,12 @@ OTHER_CASES = {
         "actions[0].reference",
         "'absolute'",
         "'chunk_start'",
+    ),
+    "threshold of a relative gripper": (
+        WIDOWX.replace("reference: absolute", "reference: chunk_start"),
+        "actions[1].threshold",
+        "'chunk_start'",
+        "reference: absolute",
     ),
     "more channels than K": (
         PANDA.replace("panda_joint7]", "panda_joint7, " + ", ".join(f"j{k}" for k in range(60)) + "]"),
