@@ -53,7 +53,7 @@ STATE_PERIOD = 0.01
 STATUS_PERIOD = 0.1
 
 # After a stall the world may run this much faster than asked for, until it is where it should be.
-CATCH_UP = 1.4
+CATCH_UP = 1.2
 # What is lost beyond this is not made up for [s].
 FORGIVEN = 0.1
 

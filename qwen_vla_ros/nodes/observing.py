@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the newest image of each camera to an observation, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen_vla_ros.action import ExecuteTask
+from qwen_vla_ros.embodiment import Embodiment
+
+from .images import ImageError, Rgb, encoding_of, to_rgb
+from .lifecycle import seconds
+
+CAMERA_STALE = ExecuteTask.Result.CAMERA_STALE
+IMAGE_INVALID = ExecuteTask.Result.IMAGE_INVALID
+
+
+class NotObserved(Exception):
+    """There is no observation now.
+
+    Attributes:
+        code: one of ExecuteTask.Result's.
+        lasting: waiting does not help.
+    """
+
+    def __init__(self, code: int, message: str, lasting: bool = False):
+        super().__init__(message)
+        self.code = code
+        self.lasting = lasting
+
+
+@dataclass(frozen=True)
+class Views:
+    """Newest images that belong together.
+
+    Attributes:
+        messages: by view, in the embodiment's order.
+        oldest, newest: capture times [s].
+    """
+
+    messages: dict[str, Any]
+    oldest: float
+    newest: float
+
+    @property
+    def skew(self) -> float:
+        """[s]"""
+        return self.newest - self.oldest
+
+
+class Inbox:
+    """The newest image message of every camera. `keep` is all that an image callback does."""
+
+    def __init__(self, embodiment: Embodiment):
+        self._embodiment = embodiment
+        self._lock = threading.Lock()
+        self._newest: dict[str, Any] = {}
+        self._frames = {camera.view: 0 for camera in embodiment.cameras}
+        # Set with every image.
+        self.arrived = threading.Event()
+
+    def keep(self, view: str, message: Any) -> None:
+        with self._lock:
+            self._newest[view] = message
+            self._frames[view] += 1
+        self.arrived.set()
+
+    def clear(self) -> None:
+        """Forget images and counts."""
+        with self._lock:
+            self._newest.clear()
+            self._frames = dict.fromkeys(self._frames, 0)
+
+    def counts(self, now: float) -> tuple[list[str], list[int], list[float]]:
+        """Views in the YAML's order, frames received, capture age of the newest [s] (NaN without one)."""
+        with self._lock:
+            newest, frames = dict(self._newest), dict(self._frames)
+        views = list(frames)
+        ages = [now - seconds(newest[v].header.stamp) if v in newest else math.nan for v in views]
+        return views, [frames[v] for v in views], ages
+
+    def views(self, now: float, began: float) -> Views:
+        """Images captured after `began` [s], none older than its camera allows, all captured together.
+
+        Raises:
+            NotObserved: CAMERA_STALE, naming camera, topic and age.
+        """
+        with self._lock:
+            newest = dict(self._newest)
+        messages, stamps = {}, {}
+        for camera in self._embodiment.cameras:
+            message = newest.get(camera.view)
+            stamp = -math.inf if message is None else seconds(message.header.stamp)
+            trouble = None
+            if message is None:
+                trouble = "nothing received"
+            elif stamp < began:
+                trouble = "no image captured since the task began"
+            elif now - stamp > camera.max_age:
+                trouble = f"newest image is {now - stamp:.2f} s old, allowed {camera.max_age} s"
+            if trouble is None:
+                messages[camera.view], stamps[camera.view] = message, stamp
+            elif camera.required:
+                raise NotObserved(CAMERA_STALE, f"camera {camera.view} on {camera.topic}: {trouble}")
+        self._drop_skewed_optional(messages, stamps)
+        oldest, latest = min(stamps.values()), max(stamps.values())
+        if latest - oldest > self._embodiment.max_camera_skew:
+            slow = min(stamps, key=stamps.__getitem__)
+            raise NotObserved(
+                CAMERA_STALE,
+                f"camera {slow} lags {latest - oldest:.3f} s behind the newest, "
+                f"allowed {self._embodiment.max_camera_skew} s",
+            )
+        return Views(messages, oldest, latest)
+
+    def _drop_skewed_optional(self, messages: dict[str, Any], stamps: dict[str, float]) -> None:
+        required = [stamps[c.view] for c in self._embodiment.cameras if c.required]
+        limit = self._embodiment.max_camera_skew
+        for camera in self._embodiment.cameras:
+            if camera.required or camera.view not in stamps:
+                continue
+            stamp = stamps[camera.view]
+            if max(*required, stamp) - min(*required, stamp) > limit:
+                del messages[camera.view], stamps[camera.view]
+
+
+def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
+    """RGB pixels by view, checked against what the embodiment says. Shapes (height, width, 3).
+
+    Raises:
+        NotObserved: IMAGE_INVALID, naming camera, found and expected.
+    """
+    cameras = {camera.view: camera for camera in embodiment.cameras}
+    images = {}
+    for view, message in views.messages.items():
+        camera = cameras[view]
+        width, height = camera.size
+        where = f"camera {view} on {camera.topic}"
+        encoding = encoding_of(message)
+        if encoding not in camera.encodings:
+            raise NotObserved(
+                IMAGE_INVALID,
+                f"{where}: encoding {encoding}, expected {' or '.join(camera.encodings)}",
+                lasting=True,
+            )
+        try:
+            rgb = to_rgb(message)
+        except ImageError as error:
+            raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
+        if rgb.shape[:2] != (height, width):
+            raise NotObserved(
+                IMAGE_INVALID,
+                f"{where}: size {rgb.shape[1]}x{rgb.shape[0]}, expected {width}x{height}",
+                lasting=True,
+            )
+        images[view] = rgb
+    return images
+
+
+def check_chunk(chunk: np.ndarray, embodiment: Embodiment) -> None:
+    """Raises ValueError unless a normalised chunk is finite, of shape (horizon, c), and within [-1, 1]."""
+    expected = (embodiment.horizon, embodiment.layout.count)
+    if np.shape(chunk) != expected:
+        raise ValueError(f"the model gave shape {np.shape(chunk)}, expected {expected}")
+    if not np.isfinite(chunk).all():
+        row, channel = np.argwhere(~np.isfinite(chunk))[0]
+        name = embodiment.layout.names[channel]
+        raise ValueError(f"the model gave {chunk[row, channel]} in row {row}, channel {name}")
+    if np.abs(chunk).max() > 1 + 1e-5:
+        raise ValueError(f"the model gave {np.abs(chunk).max():.3g}, expected values within [-1, 1]")

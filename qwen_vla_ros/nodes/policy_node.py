@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns the newest images into action chunks while a task is active; moves nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from qwen_vla_ros.action import ExecuteTask
+from qwen_vla_ros.embodiment import Embodiment, denormalise
+from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
+from qwen_vla_ros.policy import Observation, ObservationError, PolicyError, load_policy
+
+from . import qos
+from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
+from .observing import Inbox, NotObserved, check_chunk, decode
+
+Result = ExecuteTask.Result
+State = PolicyStatus
+
+HEARTBEAT_PERIOD = 0.02
+
+
+@dataclass
+class _Work:
+    """One task as the inference thread sees it."""
+
+    task_id: int
+    instruction: str
+    began: float
+    chunks: int = 0
+    last_capture: float = -math.inf
+    inference_time: float = math.nan
+    # Since when observations have been incomplete [s]; NaN while they are complete.
+    waiting_since: float = math.nan
+    fault: NotObserved | None = None
+
+
+class PolicyNode(BodyNode):
+    """See docs/nodes.md for topics, parameters and states.
+
+    Args:
+        load: makes the policy; see `load_policy`.
+    """
+
+    def __init__(self, load: Callable[..., Any] = load_policy):
+        super().__init__("policy")
+        declare(self, "checkpoint", "", "Checkpoint folder; empty for the one that comes with the package")
+        declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
+        declare(self, "threads", 0, "CPU threads of the model; 0 leaves the number to torch", 0, 1024)
+        declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
+        declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)
+        declare(
+            self, "camera_timeout", 10.0, "How long configure waits for camera publishers [s]", 0.0, 3600.0
+        )
+        declare(
+            self,
+            "stale_timeout",
+            1.0,
+            "How long a task waits for images that stopped, before it is given up [s]",
+            0.0,
+            600.0,
+        )
+        self._load = load
+        self._policy: Any = None
+        self._inbox: Inbox | None = None
+        self._entities: list = []
+        self._timers: list = []
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._work: _Work | None = None
+        self._sequence = 0
+        self._joints: dict[str, tuple[float, float]] = {}
+
+    # Lifecycle
+
+    def configure(self, embodiment: Embodiment) -> None:
+        began = time.monotonic()
+        if embodiment.prompt.state and len(embodiment.joints) != embodiment.layout.count:
+            raise ConfigurationError(
+                f"embodiment {embodiment.name}: prompt.state needs joints in every group"
+            )
+        options = {
+            name: self.value(parameter) or None
+            for name, parameter in (("threads", "threads"), ("steps", "steps"))
+        }
+        try:
+            self._policy = self._load(self.value("checkpoint"), self.value("device"), **options)
+            self._policy.configure(embodiment)
+        except PolicyError as error:
+            raise ConfigurationError(str(error)) from error
+        self._inbox = Inbox(embodiment)
+        # Loading took time in which cameras could appear; one look is the least.
+        self._find_cameras(embodiment, began + self.value("camera_timeout"))
+        self._chunk_publisher = self.create_lifecycle_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
+        self._status_publisher = self.create_lifecycle_publisher(PolicyStatus, "policy_status", qos.RELIABLE)
+        info = self._policy.info
+        self.get_logger().info(
+            f"{info.checkpoint}: {info.parameters / 1e6:.1f} M parameters on {info.device}"
+        )
+
+    def activate(self) -> None:
+        self._inbox.clear()
+        self._work = None
+        self._stop.clear()
+        for camera in self.embodiment.cameras:
+            self._entities.append(
+                self.create_subscription(
+                    _image_type(camera),
+                    camera.topic,
+                    lambda message, view=camera.view: self._inbox.keep(view, message),
+                    qos.IMAGE,
+                )
+            )
+        if self.embodiment.prompt.state:
+            for topic in self.embodiment.state.joint_states:
+                self._entities.append(
+                    self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR)
+                )
+        self._entities.append(self.create_subscription(Task, "task", self._on_task, qos.LATCHED))
+        self._thread = threading.Thread(target=self._think, name="inference")
+        self._thread.start()
+        # The heartbeat shares no thread with the model: it goes on while the model hangs.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timers = [self.create_timer(HEARTBEAT_PERIOD, self._beat, clock=steady)]
+
+    def deactivate(self) -> None:
+        self._stop.set()
+        for timer in self._timers:
+            self.destroy_timer(timer)
+        self._timers = []
+        for entity in self._entities:
+            self.destroy_subscription(entity)
+        self._entities = []
+        if self._thread is not None:
+            self._inbox.arrived.set()
+            self._thread.join()
+            self._thread = None
+
+    def cleanup(self) -> None:
+        self._policy = self._inbox = None
+        for name in ("_chunk_publisher", "_status_publisher"):
+            publisher = self.__dict__.pop(name, None)
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
+
+    def _find_cameras(self, embodiment: Embodiment, deadline: float) -> None:
+        """Wait until every required camera has a publisher of the right type."""
+        missing = [camera for camera in embodiment.cameras if camera.required]
+        while True:
+            missing = [
+                camera for camera in missing if not self._has_publisher(camera.topic, _image_type(camera))
+            ]
+            if not missing:
+                return
+            if time.monotonic() >= deadline or self.ending.wait(0.05):
+                break
+        raise ConfigurationError("; ".join(self._explain_absence(camera) for camera in missing))
+
+    def _has_publisher(self, topic: str, message_type: type) -> bool:
+        wanted = _type_name(message_type)
+        return any(info.topic_type == wanted for info in self.get_publishers_info_by_topic(topic))
+
+    def _explain_absence(self, camera: Any) -> str:
+        topic = self.resolve_topic_name(camera.topic)
+        wanted = _type_name(_image_type(camera))
+        text = (
+            f"camera {camera.view}: nobody publishes {wanted} on {topic} "
+            f"(waited {self.value('camera_timeout')} s)"
+        )
+        suffix = "/compressed"
+        # image_transport's naming: the compressed images of TOPIC are on TOPIC/compressed.
+        other = topic + suffix if camera.transport == "raw" else topic.removesuffix(suffix)
+        for name in dict.fromkeys((topic, other)):
+            for info in self.get_publishers_info_by_topic(name):
+                if info.topic_type != wanted and info.topic_type.endswith("Image"):
+                    transport = "compressed" if camera.transport == "raw" else "raw"
+                    return (
+                        f"{text}; {info.node_name} publishes {info.topic_type} on {name}: "
+                        f"set transport: {transport} and that topic, if it is this camera"
+                    )
+        return f"{text}; is the camera's driver running, and the topic's namespace right?"
+
+    # What is heard
+
+    def _on_joints(self, message: JointState) -> None:
+        stamp = seconds(message.header.stamp)
+        for name, position in zip(message.name, message.position):  # noqa: B905 - a short one leaves joints out
+            self._joints[name] = (stamp, position)
+
+    def _on_task(self, message: Task) -> None:
+        if message.active:
+            self._work = _Work(message.task_id, message.instruction, seconds(message.header.stamp))
+        elif self._work is not None and self._work.task_id == message.task_id:
+            self._work = None
+        self._inbox.arrived.set()
+
+    # Heartbeat
+
+    def _beat(self) -> None:
+        now = self.now
+        work = self._work
+        status = PolicyStatus(
+            state=State.STATE_IDLE,
+            embodiment=self.embodiment.name,
+            checkpoint=self._policy.info.checkpoint,
+            inference_time=math.nan,
+        )
+        status.header.stamp = self.stamp(now)
+        status.views, status.frames, status.ages = self._inbox.counts(now)
+        if work is not None:
+            trouble = work.fault or self._look(work, now)
+            status.task_id, status.chunks = work.task_id, work.chunks
+            status.inference_time = work.inference_time
+            if trouble is None:
+                status.state = State.STATE_RUNNING
+            else:
+                status.state = State.STATE_FAULT if work.fault is not None else State.STATE_WAITING
+                status.code, status.message = trouble.code, str(trouble)
+        self._status_publisher.publish(status)
+
+    def _look(self, work: _Work, now: float) -> NotObserved | None:
+        """What is missing for an observation; a fault of the task when it has been missing for too long."""
+        try:
+            self._inbox.views(now, work.began)
+            self._state()
+        except NotObserved as trouble:
+            if math.isnan(work.waiting_since):
+                work.waiting_since = now
+            if now - work.waiting_since > self.value("stale_timeout"):
+                self._give_up(work, trouble)
+            return trouble
+        work.waiting_since = math.nan
+        return None
+
+    def _give_up(self, work: _Work, trouble: NotObserved) -> None:
+        work.fault = trouble
+        self.get_logger().warning(f"task {work.task_id} given up, code {trouble.code}: {trouble}")
+
+    # Inference
+
+    def _think(self) -> None:
+        while not self._stop.is_set():
+            # A new image may be what was waited for; the timeout serves chunks that fall due in between.
+            self._inbox.arrived.wait(0.01)
+            self._inbox.arrived.clear()
+            work = self._work
+            if work is None or work.fault is not None or self._stop.is_set():
+                continue
+            now = self.now
+            if now < work.last_capture + self.embodiment.execute_steps / self.embodiment.control_rate:
+                continue
+            try:
+                views = self._inbox.views(now, work.began)
+                if views.oldest <= work.last_capture:
+                    continue
+                self._infer(work, views)
+            except NotObserved as trouble:
+                if trouble.lasting:
+                    self._give_up(work, trouble)
+            except Exception as error:  # whatever a model does, the heartbeat goes on and says so
+                if not isinstance(error, (ObservationError, PolicyError, ValueError)):
+                    self.get_logger().warning(traceback.format_exc())
+                code = Result.IMAGE_INVALID if isinstance(error, ObservationError) else Result.MODEL_FAULT
+                self._give_up(work, NotObserved(code, f"{type(error).__name__}: {error}", lasting=True))
+
+    def _infer(self, work: _Work, views: Any) -> None:
+        began = time.perf_counter()
+        images = decode(self.embodiment, views)
+        seed = self.value("seed")
+        observation = Observation(images, work.instruction, views.oldest, self._state())
+        chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks)
+        check_chunk(chunk, self.embodiment)
+        data = denormalise(chunk, self._policy.statistics)
+        work.inference_time = time.perf_counter() - began
+        work.last_capture = views.oldest
+        if self._work is not work or self._stop.is_set():
+            return  # the task ended meanwhile
+        work.chunks += 1
+        self._sequence += 1
+        self._publish_chunk(work, views, data)
+
+    def _publish_chunk(self, work: _Work, views: Any, data: np.ndarray) -> None:
+        message = ActionChunk(
+            embodiment=self.embodiment.name,
+            task_id=work.task_id,
+            sequence=self._sequence,
+            channels=list(self.embodiment.layout.names),
+            step=1.0 / self.embodiment.control_rate,
+            horizon=len(data),
+            data=data.ravel().tolist(),
+            observation_age=self.now - views.oldest,
+            camera_skew=views.skew,
+            inference_time=work.inference_time,
+        )
+        message.header.stamp = self.stamp(views.oldest)
+        message.header.frame_id = next((g.frame for g in self.embodiment.actions if hasattr(g, "frame")), "")
+        self._chunk_publisher.publish(message)
+
+    def _state(self) -> np.ndarray | None:
+        """State of the prompt, where it has one. Shape (c,)."""
+        if not self.embodiment.prompt.state:
+            return None
+        joints = self.embodiment.joints
+        absent = [name for name in joints if name not in self._joints]
+        if absent:
+            topics = ", ".join(self.embodiment.state.joint_states)
+            raise NotObserved(
+                Result.JOINT_STATE_INVALID, f"joint {', '.join(absent)} is missing from {topics}"
+            )
+        values = np.array([self._joints[name] for name in joints])
+        age, limit = self.now - values[:, 0].min(), self.embodiment.state.max_age
+        if age > limit:
+            raise NotObserved(
+                Result.JOINT_STATE_STALE, f"joint states are {age:.2f} s old, allowed {limit} s"
+            )
+        if not np.isfinite(values).all():
+            raise NotObserved(Result.JOINT_STATE_INVALID, "joint states are not finite")
+        return values[:, 1]
+
+
+def _image_type(camera: Any) -> type:
+    return CompressedImage if camera.transport == "compressed" else Image
+
+
+def _type_name(message_type: type) -> str:
+    return f"sensor_msgs/msg/{message_type.__name__}"
+
+
+def main() -> int:
+    """Run the policy."""
+    return run(PolicyNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
