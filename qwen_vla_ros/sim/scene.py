@@ -38,8 +38,6 @@ def dress(
     for key in list(spec.keys):
         spec.delete(key)
     visual = spec.visual
-    visual.global_.offwidth = 1920
-    visual.global_.offheight = 1080
     visual.headlight.ambient = [0.34, 0.34, 0.36]
     visual.headlight.diffuse = [0.32, 0.32, 0.32]
     visual.headlight.specular = [0.08, 0.08, 0.08]
