@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,9 +157,14 @@ class ActionExpert(nn.Module):
 
     def zero_initialise(self) -> None:
         """AdaLN-zero: every block starts as the identity and the velocity as zero."""
-        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.action_out[-1]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        layers: tuple[Any, ...] = (
+            *(block.modulation for block in self.blocks),
+            self.modulation_out,
+            self.action_out[-1],
+        )
+        for layer in layers:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def prepare(self, context: VLMContext) -> ExpertContext:
         """Project VLM states and lay out positions and mask of the joint sequence."""
@@ -196,7 +202,7 @@ class ActionExpert(nn.Module):
         )
         angles = self.config.timestep_scale * tau.float()[:, None] * frequencies
         embedding = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return F.silu(self.timestep(embedding.to(self.timestep[0].weight.dtype)))
+        return F.silu(self.timestep(embedding.to(self.modulation_out.weight.dtype)))
 
     def forward(self, context: ExpertContext, noisy: Tensor, tau: Tensor) -> Tensor:
         """Velocity Y_1 - Y_0.

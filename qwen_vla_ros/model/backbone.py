@@ -10,11 +10,21 @@ right: all text layers are causal, so it never reaches a token.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.models.qwen3_5.modeling_qwen3_5 import l2norm, torch_chunk_gated_delta_rule
+from torch import Tensor
+from transformers.models.qwen3_5.modeling_qwen3_5 import (
+    Qwen3_5Attention,
+    Qwen3_5DecoderLayer,
+    Qwen3_5GatedDeltaNet,
+    Qwen3_5TextModel,
+    Qwen3_5VisionBlock,
+    Qwen3_5VisionModel,
+    l2norm,
+    torch_chunk_gated_delta_rule,
+)
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from qwen_vla_ros.model.action_expert import rotate
@@ -23,7 +33,7 @@ from qwen_vla_ros.model.action_expert import rotate
 SINGLE_CHUNK = 128
 
 
-def expand_frames(pixel_values: Tensor, visual: nn.Module) -> Tensor:
+def expand_frames(pixel_values: Tensor, visual: Qwen3_5VisionModel) -> Tensor:
     """Patches of one frame (N, C * p * p) -> the layout of the stock modules (N, C * temporal * p * p)."""
     embed = visual.patch_embed
     frame = pixel_values.view(-1, embed.in_channels, 1, embed.patch_size**2)
@@ -39,7 +49,7 @@ def _image_layout(height: int, width: int, merge: int, side: int, device: torch.
     return indices, weights, get_vision_position_ids(grid, merge)
 
 
-def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def vision_block(block: Qwen3_5VisionBlock, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """One layer of the vision transformer. x (N, patches, D); cos, sin (1, 1, patches, head)."""
     attention = block.attn
     count, length, _ = x.shape
@@ -51,7 +61,7 @@ def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tenso
 
 
 def vision_features(
-    visual: nn.Module,
+    visual: Qwen3_5VisionModel,
     pixel_values: Tensor,
     height: int,
     width: int,
@@ -59,7 +69,6 @@ def vision_features(
     """Features of images of one size.
 
     Args:
-        visual: Qwen3_5VisionModel.
         pixel_values: One frame per image. Shape (N * height * width, C * p * p).
         height, width: Patches per image.
 
@@ -78,6 +87,7 @@ def vision_features(
     x = x.view(-1, height * width, x.shape[-1]) + place
     cos, sin = visual.rotary_pos_emb(x, positions)
     cos, sin = cos.to(x.dtype)[None, None], sin.to(x.dtype)[None, None]
+    layer: Any
     for layer in visual.blocks:
         x = vision_block(layer, x, cos, sin)
     return visual.merger(x.flatten(0, 1))
@@ -116,8 +126,8 @@ def single_chunk_delta_rule(query: Tensor, key: Tensor, value: Tensor, g: Tensor
     return ((query @ key.transpose(-1, -2)) * decay) @ corrected
 
 
-def linear_mixer(layer: nn.Module, x: Tensor) -> Tensor:
-    """Gated DeltaNet. layer: Qwen3_5GatedDeltaNet. x (B, L, D) -> (B, L, D)."""
+def linear_mixer(layer: Qwen3_5GatedDeltaNet, x: Tensor) -> Tensor:
+    """Gated DeltaNet. x (B, L, D) -> (B, L, D)."""
     batch, length, _ = x.shape
     mixed = F.silu(causal_depthwise(layer.in_proj_qkv(x), layer.conv1d.weight[:, 0]))
     query, key, value = mixed.split((layer.key_dim, layer.key_dim, layer.value_dim), dim=-1)
@@ -139,8 +149,8 @@ def linear_mixer(layer: nn.Module, x: Tensor) -> Tensor:
     return layer.out_proj(layer.norm(out, gate).reshape(batch, length, -1))
 
 
-def full_mixer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Gated softmax attention. layer: Qwen3_5Attention. x (B, L, D) -> (B, L, D)."""
+def full_mixer(layer: Qwen3_5Attention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Gated softmax attention. x (B, L, D) -> (B, L, D)."""
     batch, length, _ = x.shape
     query, gate = layer.q_proj(x).view(batch, length, -1, 2 * layer.head_dim).chunk(2, dim=-1)
     query = rotate(layer.q_norm(query).transpose(1, 2), cos, sin)
@@ -154,7 +164,7 @@ def full_mixer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return layer.o_proj(mixed * gate.reshape(batch, length, -1).sigmoid())
 
 
-def text_layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def text_layer(layer: Qwen3_5DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """One layer of the text model. x (B, L, D); cos, sin (B, 1, L, rotary)."""
     h = layer.input_layernorm(x)
     if layer.block_type == "linear_attention":
@@ -165,7 +175,7 @@ def text_layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def text_states(
-    language_model: nn.Module,
+    language_model: Qwen3_5TextModel,
     embeddings: Tensor,
     positions: Tensor,
     until: int = -1,
@@ -173,7 +183,6 @@ def text_states(
     """States of the text model.
 
     Args:
-        language_model: Qwen3_5TextModel.
         embeddings: Shape (B, L, D), padded on the right.
         positions: mRoPE indices. Shape (3, B, L).
         until: Layer whose output to return; -1: the last, after the final norm.
@@ -183,6 +192,7 @@ def text_states(
     """
     cos, sin = (t[:, None] for t in language_model.rotary_emb(embeddings, positions))
     x = embeddings
+    module: Any
     for index, module in enumerate(language_model.layers):
         x = text_layer(module, x, cos, sin)
         if index == until:

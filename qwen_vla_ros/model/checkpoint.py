@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3_5Config
 from transformers.initialization import no_init_weights
 
-from qwen_vla_ros.model.configuration import QwenVLAConfig
+from qwen_vla_ros.model.configuration import ActionExpertConfig, FlowConfig, QwenVLAConfig
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
-from qwen_vla_ros.model.processor import ProcessorError, QwenVLAProcessor
+from qwen_vla_ros.model.parameters import count_model
+from qwen_vla_ros.model.processor import ProcessorConfig, ProcessorError, QwenVLAProcessor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -85,7 +87,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in _stored(model).items()
+        for name, tensor in _stored(model, model.config.backbone.tie_word_embeddings).items()
     }
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     # The old index and shards would contradict the new weights.
@@ -135,17 +137,87 @@ def load_checkpoint(
     with no_init_weights():
         model = QwenVLAForActionPrediction(config)
     model.tie_weights()
-    model.to(device)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
     for parameter in model.parameters():
         # Not model.to(dtype): rotary frequencies stay float32.
-        parameter.data = parameter.data.to(dtype)
-    _fill(model, _read_tensors(folder), folder)
+        parameter.data = parameter.data.to(device, dtype)
+    _fill(_stored(model, config.backbone.tie_word_embeddings), _read_tensors(folder), folder)
     try:
         processor = QwenVLAProcessor.from_pretrained(folder)
     except ProcessorError as error:
         raise CheckpointError(f"{error}; write the checkpoint again with save_checkpoint") from error
     _check_processor(processor, config, folder)
     return Checkpoint(folder, model.eval(), processor, read_statistics(folder, config))
+
+
+def from_backbone(
+    folder: str | Path,
+    expert: ActionExpertConfig | None = None,
+    flow: FlowConfig | None = None,
+    processor: ProcessorConfig | None = None,
+    views: Sequence[str] = ("ego",),
+) -> tuple[QwenVLAForActionPrediction, QwenVLAProcessor]:
+    """A plain Qwen3.5 folder with a fresh action expert, to be trained.
+
+    Args:
+        folder: config.json, safetensors and tokenizer of Qwen3_5ForConditionalGeneration.
+        expert, flow, processor: The paper's without them.
+        views: Views whose tags the tokenizer is given.
+
+    Raises:
+        CheckpointError: See there.
+    """
+    folder = Path(folder)
+    content = _read_json(folder / CONFIG)
+    if content.get("model_type") != Qwen3_5Config.model_type:
+        raise CheckpointError(
+            f"{folder / CONFIG}: model_type: found {content.get('model_type')!r}, "
+            f"expected {Qwen3_5Config.model_type!r}"
+        )
+    config = QwenVLAConfig(
+        backbone=Qwen3_5Config.from_dict(content),
+        action_expert=expert or ActionExpertConfig(),
+        flow=flow or FlowConfig(),
+    )
+    with no_init_weights():
+        model = QwenVLAForActionPrediction(config)
+    model.tie_weights()
+    model.action_expert.apply(model._init_weights)
+    wanted = _stored(model.backbone, config.backbone.tie_word_embeddings)
+    # Weights for multi-token prediction, which transformers leaves out too.
+    _fill(wanted, _read_tensors(folder), folder, ignored="mtp.")
+    own = processor or ProcessorConfig()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    tokenizer.add_tokens([tag.format(view=v) for v in views for tag in own.view_tags], special_tokens=True)
+    made = QwenVLAProcessor(tokenizer, own)
+    _check_processor(made, config, folder)
+    return model, made
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts of a checkpoint, as plain JSON types."""
+    config, processor = checkpoint.config, checkpoint.processor
+    expert, flow, text = config.action_expert, config.flow, config.backbone.text_config
+    files = [checkpoint.folder / name for name in _weight_files(checkpoint.folder)]
+    count = count_model(checkpoint.model)
+    return {
+        "folder": str(checkpoint.folder),
+        "stored type": str(config.dtype).removeprefix("torch."),
+        "weight files": [file.name for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        "parameters": count.total,
+        "parameters of the backbone": count.backbone,
+        "parameters of the action expert": count.expert,
+        "action tensor": [expert.horizon, expert.channels],
+        "text layers": text.num_hidden_layers,
+        "expert layers": expert.num_hidden_layers,
+        "euler steps": flow.num_steps,
+        "noise temperature": flow.noise_temperature,
+        "image size": list(processor.config.image_size),
+        "views": processor.views,
+        "embodiments": checkpoint.statistics,
+    }
 
 
 def read_config(folder: str | Path) -> QwenVLAConfig:
@@ -227,12 +299,10 @@ def check_statistics(
     return checked
 
 
-def _stored(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors that a file holds: the state without tied copies."""
-    tied = {}
-    if model.config.backbone.tie_word_embeddings:
-        tied = QwenVLAForActionPrediction._tied_weights_keys
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+def _stored(model: PreTrainedModel, tied: bool) -> dict[str, torch.Tensor]:
+    """Tensors that a file holds: the state, without the output embedding where it is a copy."""
+    copies = model._tied_weights_keys if tied else {}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in copies}
 
 
 def _weight_files(folder: Path) -> dict[str, list[str] | None]:
@@ -280,17 +350,23 @@ def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _fill(model: torch.nn.Module, tensors: Iterator[tuple[Path, str, torch.Tensor]], folder: Path) -> None:
-    wanted = _stored(model)
+def _fill(
+    wanted: Mapping[str, torch.Tensor],
+    tensors: Iterator[tuple[Path, str, torch.Tensor]],
+    folder: Path,
+    ignored: str = "",
+) -> None:
     missing, unexpected = set(wanted), []
     for path, name, tensor in tensors:
         if name not in wanted:
-            unexpected.append(name)
+            if not (ignored and name.startswith(ignored)):
+                unexpected.append(name)
             continue
         target = wanted[name]
         if tensor.shape != target.shape:
             raise CheckpointError(
-                f"{path}: {name}: found shape {tuple(tensor.shape)}, expected {tuple(target.shape)} from {CONFIG}"
+                f"{path}: {name}: found shape {tuple(tensor.shape)}, expected {tuple(target.shape)}, "
+                f"as {CONFIG} says"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(

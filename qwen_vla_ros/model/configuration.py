@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig, Qwen3_5Config
 
@@ -90,15 +90,15 @@ class QwenVLAConfig(PreTrainedConfig):
     """
 
     model_type = "qwen_vla"
-    sub_configs_defaults: ClassVar = {
+    sub_configs_defaults: ClassVar[Any] = {
         "backbone": Qwen3_5Config,
         "action_expert": ActionExpertConfig,
         "flow": FlowConfig,
     }
 
-    backbone: dict | PreTrainedConfig | None = None
-    action_expert: dict | PreTrainedConfig | None = None
-    flow: dict | PreTrainedConfig | None = None
+    backbone: Any = None
+    action_expert: Any = None
+    flow: Any = None
 
     def get_text_config(self, *args, **kwargs):
         """The backbone's text configuration, which transformers asks for."""

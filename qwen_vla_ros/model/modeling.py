@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +44,12 @@ class QwenVLAForActionPrediction(PreTrainedModel):
     (qwen_vla_ros.model.backbone) or `stock` (transformers' own forward, the reference).
     """
 
+    config: QwenVLAConfig
     config_class = QwenVLAConfig
     base_model_prefix = "qwen_vla"
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar = ["Qwen3_5DecoderLayer", "Qwen3_5VisionBlock", "DiTBlock"]
-    _tied_weights_keys: ClassVar = {
+    _no_split_modules = ["Qwen3_5DecoderLayer", "Qwen3_5VisionBlock", "DiTBlock"]  # noqa: RUF012
+    _tied_weights_keys = {  # noqa: RUF012
         "backbone.lm_head.weight": "backbone.model.language_model.embed_tokens.weight"
     }
     _supports_sdpa = True
@@ -127,6 +128,8 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("attention_mask: expected padding on the right only")
         if image_features is None and pixel_values is not None:
+            if image_grid_thw is None:
+                raise ValueError("image_grid_thw: missing, pixel_values were given")
             image_features = self.embed_images(pixel_values, image_grid_thw)
         embeddings = self.backbone.get_input_embeddings()(input_ids)
         slots = input_ids == self.config.backbone.image_token_id

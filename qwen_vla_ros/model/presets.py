@@ -115,6 +115,14 @@ def tiny_config(tokenizer) -> QwenVLAConfig:
     return QwenVLAConfig(backbone=backbone, action_expert=expert, flow=FlowConfig())
 
 
+PRESETS = ("paper", "tiny")
+
+
+def preset_config(name: str) -> QwenVLAConfig:
+    """Configuration of a preset."""
+    return paper_config() if name == "paper" else tiny_config(build_tiny_tokenizer())
+
+
 @torch.no_grad()
 def initialise_fan_in(model: QwenVLAForActionPrediction) -> None:
     """Draw every matrix from a normal of standard deviation 1 / sqrt(fan-in); AdaLN-zero stays.

@@ -58,7 +58,8 @@ class ProcessorConfig:
 
     def size_of(self, view: str) -> tuple[int, int]:
         """(height, width) that a view is resized to [px]."""
-        return tuple(self.view_image_size.get(view, self.image_size))
+        height, width = self.view_image_size.get(view, self.image_size)
+        return height, width
 
 
 class QwenVLAProcessor:
@@ -190,9 +191,8 @@ class QwenVLAProcessor:
         import cv2  # not needed by cameras of the right size
 
         shrinks = image.shape[0] >= height and image.shape[1] >= width
-        return cv2.resize(
-            image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(image, (width, height), interpolation=kind), dtype=np.uint8)
 
     def _patchify(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         patch, merge = self.config.patch_size, self.config.merge_size
