@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of each world on this machine, a picture of each view: python -m qwen_vla_ros.sim [FOLDER]."""
+"""CPU time that each world takes, and a picture of each view: python -m qwen_vla_ros.sim [FOLDER]."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from qwen_vla_ros.sim.bodies import BODIES
 def _milliseconds(call: Callable[[], object], count: int) -> float:
     times = []
     for _ in range(count):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return 1e3 * median(times)
 
 
@@ -38,6 +38,7 @@ def _row(world: World) -> str:
 
 
 def main(folder: Path | None) -> None:
+    print("CPU time of all threads, medians")
     print("body    timestep  step     real time  ego 128x128  spectator 640x480  expert chunk")
     for body in BODIES:
         with make_world(body) as world:

@@ -158,7 +158,10 @@ class World:
 
     @property
     def objects(self) -> dict[str, tuple[np.ndarray, str]]:
-        """Objects of the scene: name to (position (3,) of the centre [m], colour)."""
+        """Objects of the scene: name to (position (3,) [m], colour).
+
+        The position is the centre of a cube or a ball and the foot of a pillar.
+        """
         return {name: (self.data.body(name).xpos.copy(), colour) for name, colour in self._colours.items()}
 
     @property
@@ -346,14 +349,6 @@ class World:
     def tool(self, arm: str | None) -> np.ndarray:
         """Position (3,) of an arm's end effector in the world [m]."""
         return self.data.site(self._arm(arm).site).xpos.copy()
-
-    def forward(self, joints: Mapping[str, float], arm: str | None) -> np.ndarray:
-        """Position (3,) of an arm's end effector [m] with `joints` where said, all else as now."""
-        self._load_scratch(self.data.qpos)
-        for name, value in joints.items():
-            self._set_position(self._scratch, name, value)
-        mujoco.mj_kinematics(self.model, self._scratch)
-        return self._scratch.site(self._arm(arm).site).xpos.copy()
 
     def reach(self, arm: str | None, point: np.ndarray) -> tuple[dict[str, float], float]:
         """Joints of an arm that bring its end effector to `point` (3,) [m], and the distance left [m].

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -282,6 +285,24 @@ def test_a_missing_model_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SimulationError, match=r"pip install gym-aloha==0\.1\.5"):
         model_path("aloha")
+
+
+def test_no_display_and_no_headless_renderer_is_an_error_and_not_a_crash():
+    script = (
+        "import mujoco\n"
+        "from qwen_vla_ros.sim import make_world\n"
+        "world = make_world('tiago')\n"
+        "world.reset('drive', 0)\n"
+        "world.render('ego')\n"
+    )
+    hidden = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "import qwen_vla_ros.sim before mujoco" in done.stderr
 
 
 def test_bad_requests_are_refused(world_of):
