@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pty
 import resource
 import subprocess
 import sys
@@ -48,6 +49,20 @@ def test_show(name):
     assert shown["name"] == name
     for channel in shown["channels"]:
         assert f"\t{channel}\t" in result.stdout
+
+
+def test_tables_on_a_terminal():
+    ours, theirs = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "qwen_vla_ros.cli", "embodiment", "show", "tiago_base"]
+        environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+        subprocess.run(command, stdout=theirs, env=environment, timeout=60, check=True)
+        shown = os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "base/dtheta" in shown
+    assert "\t" not in shown
 
 
 def test_show_an_unknown_name():

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import yaml
 
-from qwen_vla_ros.embodiment import EmbodimentError, list_embodiments, load_embodiment
+from qwen_vla_ros import resources
+from qwen_vla_ros.embodiment import EmbodimentError, list_embodiments, load_embodiment, parse_embodiment
 from qwen_vla_ros.embodiment.schema import JointGroup
 
 CHANNELS = {"aloha_viperx": 14, "franka_panda": 8, "so101": 6, "tiago_base": 3, "unitree_g1": 14, "widowx": 7}
@@ -116,3 +118,45 @@ def test_check_against_a_small_checkpoint_names_both_faults():
 def test_unknown_name_suggests_a_close_one():
     with pytest.raises(EmbodimentError, match="franka_panda"):
         load_embodiment("franka_pand")
+
+
+def test_kinds_that_no_shipped_robot_has():
+    values = yaml.safe_load((resources.embodiments_directory() / "widowx.yaml").read_text())
+    eef, gripper = values["actions"]
+    limits = {"position": [0.0, 1.5], "velocity": 5.0, "acceleration": 50.0, "jerk": 500.0}
+    hand = {
+        "name": "hand",
+        "kind": "hand",
+        "joints": ["thumb", "index"],
+        "unit": "rad",
+        "reference": "absolute",
+        "limits": limits,
+        "controller": {"type": "forward_command", "topic": "hand_controller/commands"},
+    }
+    base = {
+        "name": "base",
+        "kind": "base_velocity",
+        "frame": "base_link",
+        "limits": eef["limits"],
+        "controller": {"type": "diff_drive", "topic": "base/cmd_vel", "stamped": True},
+    }
+    body = parse_embodiment({**values, "actions": [{**eef, "rotation": "rot6d"}, gripper, hand, base]})
+    rotation = ["r11", "r21", "r31", "r12", "r22", "r32"]
+    assert list(body.layout.names) == [
+        *(f"eef/{channel}" for channel in ["x", "y", "z", *rotation]),
+        "gripper/gripper",
+        "hand/thumb",
+        "hand/index",
+        "base/vx",
+        "base/wz",
+    ]
+    assert [unit for group in body.actions for unit in group.units] == [
+        *["m"] * 3,
+        *["1"] * 6,
+        "fraction",
+        *["rad"] * 2,
+        "m/s",
+        "rad/s",
+    ]
+    assert body.actions[2].limits.position.tolist() == [[0.0, 1.5]] * 2
+    assert body.joints == ("gripper", "thumb", "index")
