@@ -30,7 +30,7 @@ EXTRAS = {
         "transforms3d>=0.4.2",  # quaternions where tf_transformations is missing
     ],
     "sim": [
-        "mujoco>=3.3,<3.9",  # physics and rendering; the ViperX model needs < 3.9
+        "mujoco>=3.8,<3.9",  # physics and rendering; tested with 3.8, and the ViperX model needs < 3.9
     ],
     "demo": [
         "matplotlib>=3.8",  # pictures of a run
