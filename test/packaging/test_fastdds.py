@@ -50,10 +50,9 @@ def test_images_of_900_kb_arrive(spawn, ros_node, wait_for, profile):
         environment={"FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / profile)},
     )
     sender.wait_for_output("done", timeout=60.0)
-    # The last image ends the wait; a lost one shows below.
-    wait_for(lambda: received and received[-1][0] == IMAGES - 1, 10.0, "the last image")
+    enough = 0.95 * IMAGES
+    wait_for(lambda: len(received) >= enough, 10.0, f"{enough:.0f} of {IMAGES} images")
     assert {size for _, size in received} == {921600}
-    assert len(received) >= 0.95 * IMAGES, f"{len(received)} of {IMAGES} images arrived"
 
 
 def test_profile_sends_nothing_beyond_loopback(spawn):
