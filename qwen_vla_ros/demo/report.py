@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from qwen_vla_ros.embodiment import Embodiment
@@ -19,23 +20,27 @@ _SHOWN_CHANNELS = 5
 _CAPTION_HEIGHT = 30
 
 
-def write_animation(episodes: list[Episode], path: Path, rate: float) -> None:
-    """Write the spectator frames of all episodes as one GIF at `rate` [Hz], with captions."""
-    font = ImageFont.load_default(16)
-    frames = [_captioned(frame, episode, font) for episode in episodes for frame in episode.spectator]
+def write_animation(frames: list[NDArray[np.uint8]], captions: list[str], path: Path, rate: float) -> None:
+    """Write frames as one GIF at `rate` [Hz], each below its caption.
+
+    Args:
+        frames: RGB, each of shape (height, width, 3).
+        captions: One per frame.
+    """
     if not frames:
-        raise ValueError(f"no spectator frame was recorded for {path.name}")
-    palette = frames[len(frames) // 2].quantize(128)
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0)
+        raise ValueError(f"{path}: no frames to write")
+    font = ImageFont.load_default(16)
+    pictures = [_captioned(frame, text, font) for frame, text in zip(frames, captions, strict=True)]
+    palette = pictures[len(pictures) // 2].quantize(128)
+    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / rate), loop=0)
 
 
-def _captioned(frame: np.ndarray, episode: Episode, font: ImageFont.ImageFont) -> Image.Image:
+def _captioned(frame: NDArray[np.uint8], text: str, font: ImageFont.ImageFont) -> Image.Image:
     height, width = frame.shape[:2]
     picture = Image.new("RGB", (width, height + _CAPTION_HEIGHT), "white")
     picture.paste(Image.fromarray(frame), (0, _CAPTION_HEIGHT))
-    draw = ImageDraw.Draw(picture)
-    draw.text((8, 5), f"{episode.embodiment}: {episode.instruction}", fill="black", font=font)
+    ImageDraw.Draw(picture).text((8, 5), text, fill="black", font=font)
     return picture
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from qwen_vla_ros.demo import report
@@ -17,7 +19,9 @@ from qwen_vla_ros.embodiment import Embodiment, load_embodiment, render_prompt
 from qwen_vla_ros.nodes.recording import Episode, Figures, figures
 
 BODIES = ("franka_panda", "aloha_viperx", "tiago_base", "unitree_g1")
-SPECTATOR_RATE = 8.0
+ANIMATION_RATE = 8.0
+_ANIMATION_SIZE = 480, 360
+_ANIMATED_EPISODES = 3
 _START_TIMEOUT = 90.0
 
 
@@ -81,8 +85,10 @@ def _run_body(
         f"  prompt: {render_prompt(embodiment, '<instruction>').text}", markup=False, highlight=False
     )
     directory = options.out / embodiment.name
+    states = directory / "states"
+    shutil.rmtree(states, ignore_errors=True)
     before = time.monotonic()
-    with NodeGroup(embodiment.name, _parameters(source, options), directory / "logs") as nodes:
+    with NodeGroup(embodiment.name, _parameters(source, options, states), directory / "logs") as nodes:
         runner = EpisodeRunner(embodiment, embodiment.name, nodes.check)
         try:
             with console.status("starting sim, policy and executor"):
@@ -96,17 +102,17 @@ def _run_body(
             runner.destroy_node()
     summary = figures(episodes)
     _print_figures(summary, console)
-    report.write_animation(episodes, directory / f"{embodiment.name}.gif", SPECTATOR_RATE)
     report.write_plot(episodes[0], embodiment, directory / f"{embodiment.name}.png")
+    _animate(embodiment, episodes[:_ANIMATED_EPISODES], states, directory / f"{embodiment.name}.gif", console)
     return episodes, summary
 
 
-def _parameters(source: str, options: DemoOptions) -> dict[str, dict[str, object]]:
+def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, dict[str, object]]:
     common = {"embodiment": source, "autostart": True, "use_sim_time": True}
     policy = {**common, "device": options.device}
     if options.checkpoint:
         policy["checkpoint"] = options.checkpoint
-    sim = {"embodiment": source, "spectator_rate": SPECTATOR_RATE}
+    sim = {"embodiment": source, "record": states.resolve()}
     return {"sim": sim, "policy": policy, "executor": common}
 
 
@@ -128,6 +134,28 @@ def _run_episode(runner, options: DemoOptions, index: int, console: Console) -> 
             f"    fault {episode.code}: {episode.message}", style="red", markup=False, highlight=False
         )
     return episode
+
+
+def _animate(
+    embodiment: Embodiment, episodes: list[Episode], states: Path, path: Path, console: Console
+) -> None:
+    """Draw the recorded states from the spectator's camera: as good as can be, since nothing waits for it."""
+    from qwen_vla_ros.sim import make_world
+    from qwen_vla_ros.sim.state_log import StateLog
+
+    # The first file is the world before the first episode.
+    logs = [StateLog.load(file) for file in sorted(states.glob("episode_*.npz"))[1:]]
+    frames, captions = [], []
+    width, height = _ANIMATION_SIZE
+    with make_world(embodiment) as world, console.status(f"drawing {path}") as status:
+        for episode, log in zip(episodes, logs, strict=False):
+            world.reset(log.task, log.seed)
+            times = np.arange(episode.started, episode.started + episode.elapsed, 1.0 / ANIMATION_RATE)
+            for index in np.searchsorted(log.times, times).clip(max=len(log.times) - 1):
+                frames.append(world.render_state(log.qpos[index], "spectator", width, height))
+                captions.append(f'{embodiment.name}: "{episode.instruction}"')
+                status.update(f"drawing {path}, frame {len(frames)}")
+    report.write_animation(frames, captions, path, ANIMATION_RATE)
 
 
 def _faulted(episode: Episode) -> bool:

@@ -8,30 +8,26 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_ros.action import ExecuteTask
-from qwen_vla_ros.nodes.recording import Chunk, Episode, Series
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, WorldStatus
+from qwen_vla_ros.nodes import qos
 from qwen_vla_ros.nodes.images import to_rgb
+from qwen_vla_ros.nodes.recording import Chunk, Episode, Series
 from qwen_vla_ros.srv import ResetWorld
 
-_LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
-_RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 _SPIN_PERIOD = 0.02
 
 
@@ -67,6 +63,8 @@ class EpisodeRunner(Node):
             namespace=namespace,
             parameter_overrides=[Parameter("use_sim_time", value=True)],
         )
+        self._spinner = SingleThreadedExecutor()
+        self._spinner.add_node(self)
         self._embodiment = embodiment
         self._check = check
         self._success_hold = success_hold
@@ -79,18 +77,17 @@ class EpisodeRunner(Node):
 
         self._reset = self.create_client(ResetWorld, "reset_world")
         self._execute = ActionClient(self, ExecuteTask, "execute_task")
-        self.create_subscription(PolicyStatus, "policy_status", self._on_policy, _RELIABLE)
-        self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, _LATCHED)
-        self.create_subscription(WorldStatus, "world_status", self._on_world, _RELIABLE)
-        self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, _RELIABLE)
-        self.create_subscription(
-            Image, "camera/spectator/image_raw", self._on_spectator, qos_profile_sensor_data
-        )
+        self.create_subscription(PolicyStatus, "policy_status", self._on_policy, qos.RELIABLE)
+        self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, qos.LATCHED)
+        self.create_subscription(WorldStatus, "world_status", self._on_world, qos.RELIABLE)
+        self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         self._subscribe_cameras()
         self._subscribe_state()
         self._subscribe_commands()
 
-    # Public calls
+    def destroy_node(self) -> None:
+        self._spinner.shutdown()
+        super().destroy_node()
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until policy, executor and world report; raises `EpisodeError` after `timeout` [s]."""
@@ -148,7 +145,7 @@ class EpisodeRunner(Node):
     def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
-            rclpy.spin_once(self, timeout_sec=_SPIN_PERIOD)
+            self._spinner.spin_once(timeout_sec=_SPIN_PERIOD)
             self._check()
             if time.monotonic() > deadline:
                 raise EpisodeError(f"waited {timeout:.0f} s for {what}, namespace {self.get_namespace()}")
@@ -213,23 +210,21 @@ class EpisodeRunner(Node):
         for camera in self._embodiment.cameras:
             kind = CompressedImage if camera.transport == "compressed" else Image
             self.create_subscription(
-                kind, camera.topic, lambda m, v=camera.view: self._on_view(v, m), qos_profile_sensor_data
+                kind, camera.topic, lambda m, v=camera.view: self._on_view(v, m), qos.SENSOR
             )
             info = f"{camera.topic.rsplit('/image_raw', 1)[0]}/camera_info"
             self.create_subscription(
                 CameraInfo,
                 info,
                 lambda m, v=camera.view: self._frame_stamps[v].append(_seconds(m.header.stamp)),
-                _RELIABLE,
+                qos.RELIABLE,
             )
 
     def _subscribe_state(self) -> None:
         for topic in self._embodiment.state.joint_states:
-            self.create_subscription(JointState, topic, self._on_joints, qos_profile_sensor_data)
+            self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR)
         if self._embodiment.state.odometry:
-            self.create_subscription(
-                Odometry, self._embodiment.state.odometry, self._on_odometry, qos_profile_sensor_data
-            )
+            self.create_subscription(Odometry, self._embodiment.state.odometry, self._on_odometry, qos.SENSOR)
 
     def _subscribe_commands(self) -> None:
         for group in self._embodiment.actions:
@@ -249,7 +244,7 @@ class EpisodeRunner(Node):
                 if self._episode is not None:
                     self._episode.commanded.setdefault(name, Series()).add(self._now(), read(message))
 
-            self.create_subscription(kind, controller.topic, record, _RELIABLE)
+            self.create_subscription(kind, controller.topic, record, qos.RELIABLE)
 
     def _on_policy(self, message: PolicyStatus) -> None:
         self._policy = message
@@ -279,10 +274,6 @@ class EpisodeRunner(Node):
     def _on_view(self, view: str, message: Image | CompressedImage) -> None:
         if self._episode is not None and view not in self._episode.views:
             self._episode.views[view] = to_rgb(message)
-
-    def _on_spectator(self, message: Image) -> None:
-        if self._episode is not None:
-            self._episode.spectator.append(to_rgb(message))
 
     def _on_joints(self, message: JointState) -> None:
         if self._episode is None:

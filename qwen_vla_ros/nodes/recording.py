@@ -65,7 +65,6 @@ class Episode:
     frames_sent: int = 0
     frames_received: int = 0
     views: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    spectator: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

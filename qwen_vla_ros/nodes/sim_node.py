@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -36,6 +37,7 @@ from qwen_vla_ros.sim.controllers import (
     TrajectoryPoint,
 )
 from qwen_vla_ros.sim.rendering import Pictures
+from qwen_vla_ros.sim.state_log import StateRecorder
 from qwen_vla_ros.srv import ResetWorld
 
 from . import qos
@@ -51,6 +53,7 @@ except ModuleNotFoundError:  # not among the wheels; on an apt ROS 2 it is there
 CLOCK_PERIOD = 0.005
 STATE_PERIOD = 0.01
 STATUS_PERIOD = 0.1
+RECORD_PERIOD = 0.05
 
 # After a stall the world may run this much faster than asked for, until it is where it should be.
 CATCH_UP = 1.2
@@ -122,6 +125,7 @@ class SimNode(Node):
             0.01,
             1.0,
         )
+        declare(self, "record", "", "Folder for the states of every episode; empty for none")
         self.embodiment = load_embodiment(self.get_parameter("embodiment").value)
         self._world = make_world(self.embodiment)
         self.ending = threading.Event()
@@ -136,6 +140,8 @@ class SimNode(Node):
         self._seed = 0
         self._began = 0.0
         self._factor = math.nan
+        folder = self.get_parameter("record").value
+        self._recorder = StateRecorder(Path(folder), RECORD_PERIOD) if folder else None
 
         body = self._world.body
         self._clock = self.create_publisher(Clock, "/clock", qos.SENSOR)
@@ -287,6 +293,8 @@ class SimNode(Node):
         self._instruction = instruction
         self._mail.clear()
         self._make_controllers()
+        if self._recorder is not None:
+            self._recorder.begin(task, request.seed)
 
     def _serve_resets(self) -> None:
         while self._resets:
@@ -322,6 +330,8 @@ class SimNode(Node):
             self._clock.publish(Clock(clock=_stamp(now)))
             if ticks % every[STATE_PERIOD] == 0:
                 self._publish_state(now)
+            if self._recorder is not None:
+                self._recorder.add(now, self._world.qpos)
             self._take_pictures(now)
             if ticks % every[STATUS_PERIOD] == 0:
                 wall = time.monotonic()
@@ -335,6 +345,8 @@ class SimNode(Node):
             wait = max(due - time.monotonic(), began + pace / CATCH_UP - time.monotonic())
             if wait > 0:
                 time.sleep(wait)
+        if self._recorder is not None:
+            self._recorder.end()
 
     def _read_mail(self) -> None:
         now = self._world.time
