@@ -79,11 +79,12 @@ class Brake:
         self._input.max_jerk = limits.jerk.tolist()
         self._input.target_velocity = [0.0] * n
         self._input.target_acceleration = [0.0] * n
+        # Planned from 0 and shifted: ruckig's extrema of a velocity plan always include 0.
+        self._input.current_position = [0.0] * n
         self._plan = ruckig.Trajectory(n)
 
     def plan(self, state: AxisState) -> tuple[float, np.ndarray, np.ndarray]:
         """Time to rest [s], and the lowest and highest position passed on the way, shapes (n,)."""
-        self._input.current_position = state.position.tolist()
         self._input.current_velocity = state.velocity.tolist()
         self._input.current_acceleration = state.acceleration.tolist()
         try:
@@ -95,13 +96,14 @@ class Brake:
         extrema = self._plan.position_extrema
         return (
             self._plan.duration,
-            np.array([bound.min for bound in extrema]),
-            np.array([bound.max for bound in extrema]),
+            state.position + [bound.min for bound in extrema],
+            state.position + [bound.max for bound in extrema],
         )
 
     def step(self, state: AxisState, period: float) -> AxisState:
         """The state one period [s] later on the way to rest; rest stays rest."""
         duration, _, _ = self.plan(state)
         if duration <= period:
-            return AxisState.at_rest(self._plan.at_time(duration)[0])
-        return AxisState(*(np.array(value) for value in self._plan.at_time(period)))
+            return AxisState.at_rest(state.position + self._plan.at_time(duration)[0])
+        shift, velocity, acceleration = (np.array(value) for value in self._plan.at_time(period))
+        return AxisState(state.position + shift, velocity, acceleration)

@@ -120,6 +120,15 @@ class JointTracker:
     def _of(state: AxisState, axis: int) -> tuple[float, float, float]:
         return state.position[axis], state.velocity[axis], state.acceleration[axis]
 
+    def _arrived(self, axis: int, position: float) -> bool:
+        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential.
+        state = self.state
+        return (
+            abs(position - state.position[axis]) < 1e-8
+            and abs(state.velocity[axis]) < 1e-6
+            and abs(state.acceleration[axis]) < 1e-3
+        )
+
     def _step_axis(self, axis: int, position: float, velocity: float) -> tuple[float, float, float] | None:
         """State of one axis one period on, or None when the planner finds no way."""
         parameters = self._inputs[axis]
@@ -128,6 +137,8 @@ class JointTracker:
         parameters.current_acceleration = [self.state.acceleration[axis]]
         parameters.target_position = [position]
         parameters.target_velocity = [velocity]
+        if velocity == 0 and self._arrived(axis, position):
+            return position, 0.0, 0.0
         for minimum in (self.horizon, None):
             parameters.minimum_duration = minimum
             try:

@@ -30,6 +30,9 @@ State = ExecutorStatus
 
 STATUS_PERIOD = 0.1
 
+# How long the clock may stand still during a task, wall time [s].
+CLOCK_PATIENCE = 5.0
+
 # Codes below it are ordinary ends of a task.
 FIRST_ERROR = 100
 
@@ -121,6 +124,7 @@ class ExecutorNode(BodyNode):
         self._state, self._trouble = State.STATE_IDLE, None
         self._stop_began = self._stop_duration = self._stopped_at = math.nan
         self._capture_to_command = math.nan
+        self._clock_seen = math.nan, 0.0
         self._commands = 0
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
         self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
@@ -152,7 +156,7 @@ class ExecutorNode(BodyNode):
         clock = self.get_clock() if self.value("use_sim_time") else steady
         self._timers = [
             self.create_timer(self._follower.period, self._tick, clock=clock),
-            self.create_timer(STATUS_PERIOD, self._publish_status, clock=steady),
+            self.create_timer(STATUS_PERIOD, self._report, clock=steady),
         ]
         self._publish_status()
 
@@ -550,6 +554,16 @@ class ExecutorNode(BodyNode):
         message = Task(task_id=task_id, active=active, instruction=instruction)
         message.header.stamp = self.stamp(self.now)
         self._task_publisher.publish(message)
+
+    def _report(self) -> None:
+        """Say how things are, and end a task whose clock has stopped: the loop, which runs by it, cannot."""
+        now, wall = self.now, time.monotonic()
+        if now != self._clock_seen[0]:
+            self._clock_seen = now, wall
+        elif self._task is not None and wall - self._clock_seen[1] > CLOCK_PATIENCE:
+            message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
+            self._finish(self._task, Trouble(Result.JOINT_STATE_STALE, message))
+        self._publish_status()
 
     def _publish_status(self) -> None:
         now, task = self.now, self._task

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jerk-limited tracking and stopping."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_vla_ros.motion.stop import AxisState, Brake, Limits
+from qwen_vla_ros.motion.tracking import JointTracker
+
+PERIOD, HORIZON = 0.01, 0.05
+LIMITS = Limits([-1.0, 0.0], [1.0, 0.04], [2.0, 0.1], [10.0, 1.0], [500.0, 50.0])
+
+
+def assert_within(limits: Limits, positions: np.ndarray, period: float) -> None:
+    """Positions, shape (t, n), obey the limits, seen as a controller sees them: as differences."""
+    scale = np.maximum(1.0, limits.upper - limits.lower)
+    assert np.isfinite(positions).all()
+    assert (positions >= limits.lower - 1e-6 * scale).all()
+    assert (positions <= limits.upper + 1e-6 * scale).all()
+    velocity = np.diff(positions, axis=0) / period
+    assert (np.abs(velocity) <= limits.velocity * (1 + 1e-6) + 1e-9).all()
+    acceleration = np.diff(velocity, axis=0) / period
+    assert (np.abs(acceleration) <= limits.acceleration * (1 + 1e-6) + 1e-7).all()
+    jerk = np.diff(acceleration, axis=0) / period
+    # The third difference is a mean over three periods of a jerk that may change sign between them.
+    assert (np.abs(jerk) <= limits.jerk * (1 + 1e-6) + 1e-4).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["hold", "go", "brake"]),
+            st.lists(st.floats(-5, 5), min_size=2, max_size=2),
+            st.lists(st.floats(-20, 20), min_size=2, max_size=2),
+            st.integers(1, 20),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_any_set_points_give_motion_within_limits(moves):
+    tracker = JointTracker(LIMITS, PERIOD, HORIZON)
+    tracker.reset([0.2, 0.02])
+    positions = [tracker.state.position] * 3
+    target = (np.array([0.2, 0.02]), np.zeros(2))
+    for kind, position, velocity, times in moves:
+        if kind == "go":
+            target = (np.array(position), np.array(velocity))
+        for _ in range(times):
+            state = tracker.brake() if kind == "brake" else tracker.step(*target)
+            positions.append(state.position)
+    while not tracker.state.resting:
+        positions.append(tracker.brake().position)
+    assert_within(LIMITS, np.array(positions), PERIOD)
+
+
+def test_follows_a_feasible_set_point_closely():
+    limits = Limits([-1.0], [1.0], [2.0], [10.0], [500.0])
+    tracker = JointTracker(limits, PERIOD, HORIZON)
+    errors = []
+    for k in range(300):
+        at = k * PERIOD + HORIZON
+        state = tracker.step([0.5 * np.sin(3 * at)], [1.5 * np.cos(3 * at)])
+        errors.append(abs(state.position[0] - 0.5 * np.sin(3 * (k + 1) * PERIOD)))
+    assert max(errors[100:]) < 0.002
+    assert tracker.clamped == 0
+
+
+def test_reaches_and_rests_at_a_fixed_set_point():
+    tracker = JointTracker(LIMITS, PERIOD, HORIZON)
+    tracker.reset([0.0, 0.0])
+    for _ in range(200):
+        tracker.step([0.7, 0.03])
+    assert tracker.state.position == pytest.approx([0.7, 0.03], abs=1e-6)
+    assert tracker.state.resting
+
+
+def test_clamps_and_counts_a_set_point_outside():
+    tracker = JointTracker(LIMITS, PERIOD, HORIZON)
+    tracker.reset([0.9, 0.02])
+    for _ in range(200):
+        tracker.step([3.0, 0.02])
+    assert tracker.state.position[0] == pytest.approx(1.0, abs=1e-5)
+    assert tracker.clamped >= 200
+
+
+def test_starts_outside_the_limits_without_a_jump_and_comes_inside():
+    tracker = JointTracker(LIMITS, PERIOD, HORIZON)
+    tracker.reset([1.3, 0.05])
+    before = tracker.state.position
+    for _ in range(300):
+        position = tracker.step([0.5, 0.03]).position
+        assert (position <= np.maximum(before, LIMITS.upper) + 1e-7).all()
+        assert (np.abs(position - before) <= LIMITS.velocity * PERIOD + 1e-9).all()
+        before = position
+    assert before == pytest.approx([0.5, 0.03], abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_a_set_point_that_is_not_finite_and_does_not_move(bad):
+    tracker = JointTracker(LIMITS, PERIOD, HORIZON)
+    tracker.step([0.5, 0.02])
+    before = tracker.state
+    with pytest.raises(ValueError, match="not finite"):
+        tracker.step([bad, 0.0])
+    with pytest.raises(ValueError, match="not finite"):
+        tracker.step([0.0, 0.0], [0.0, bad])
+    assert tracker.state is before
+
+
+def test_refuses_a_start_that_is_not_finite():
+    with pytest.raises(ValueError, match="finite"):
+        JointTracker(LIMITS, PERIOD, HORIZON).reset([np.nan, 0.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-2, 2), st.floats(-10, 10))
+def test_brake_takes_the_time_that_acceleration_and_jerk_allow(velocity, acceleration):
+    limits = Limits([-9.0], [9.0], [2.0], [10.0], [500.0])
+    brake = Brake(limits)
+    state = AxisState(np.zeros(1), np.array([velocity]), np.array([acceleration]))
+    steps = 0
+    while not state.resting:
+        state = brake.step(state, PERIOD)
+        steps += 1
+        assert steps < 100
+    worst = (abs(velocity) + acceleration**2 / 1000) / 10.0 + 3 * 10.0 / 500.0
+    assert steps * PERIOD <= worst + 2 * PERIOD
+    assert brake.step(state, PERIOD).position == pytest.approx(state.position, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("velocity", [0.0], "velocity must be positive"),
+        ("jerk", [np.nan], "jerk must be positive"),
+        ("lower", [2.0], "exceeds upper"),
+        ("acceleration", [1.0, 2.0], "shape"),
+    ],
+)
+def test_limits_are_checked(field, value, reason):
+    good = {"lower": [-1.0], "upper": [1.0], "velocity": [1.0], "acceleration": [1.0], "jerk": [1.0]}
+    with pytest.raises(ValueError, match=reason):
+        Limits(**{**good, field: value})
