@@ -73,6 +73,8 @@ def generate_launch_description() -> LaunchDescription:
         [
             *arguments,
             SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile")),
+            # Its name in Jazzy.
+            SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile")),
             node("executor", common),
             node("policy", {**common, **model}),
         ]

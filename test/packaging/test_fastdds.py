@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+VARIABLES = ("FASTDDS", "FASTRTPS")  # Kilted, Jazzy
 IMAGES = 60
 # Sends images of 640x480 rgb8 (921,600 bytes) at 30 Hz, best effort, once somebody listens.
 SENDER = f"""
@@ -47,7 +48,7 @@ def test_images_of_900_kb_arrive(spawn, ros_node, wait_for, profile):
     sender = spawn(
         sys.executable,
         ["-c", SENDER],
-        environment={"FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / profile)},
+        environment={f"{name}_DEFAULT_PROFILES_FILE": str(ROOT / "config" / profile) for name in VARIABLES},
     )
     sender.wait_for_output("done", timeout=60.0)
     enough = 0.95 * IMAGES
