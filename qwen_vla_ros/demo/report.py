@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from qwen_vla_ros.embodiment import Embodiment
+from qwen_vla_ros.motion.base import compose
 from qwen_vla_ros.nodes.recording import Episode, Figures
 
 _SHOWN_CHANNELS = 5
@@ -116,10 +117,7 @@ def _draw_base(figure: Figure, episode: Episode, group: str, embodiment: Embodim
     columns = embodiment.layout.slice_of(group)
     for chunk in episode.chunks:
         at = int(np.argmin(np.abs(times - chunk.stamp)))
-        x, y, yaw = poses[at]
-        offset = chunk.data[:, columns][:, :2]
-        turned = offset @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
-        path = np.vstack([[x, y], turned + [x, y]])
+        path = np.vstack([poses[at], compose(poses[at], chunk.data[:, columns])])
         plan.plot(path[:, 0], path[:, 1], ".-", color="0.75", ms=4, lw=0.8)
     plan.plot(poses[:, 0], poses[:, 1], color="C0", lw=1.6)
     plan.plot(*poses[0, :2], "ko", ms=5)

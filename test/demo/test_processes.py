@@ -46,7 +46,7 @@ def test_a_process_that_ignores_the_interrupt_is_terminated(tmp_path, monkeypatc
 def test_an_ended_process_is_reported_with_its_last_words(tmp_path):
     process = _start(tmp_path, "print('no camera', flush=True)\nraise SystemExit(3)")
     process.wait(20.0)
-    with pytest.raises(ProcessError, match="exit code 3(.|\n)*no camera"):
+    with pytest.raises(ProcessError, match=r"exit code 3(.|\n)*no camera"):
         process.check()
 
 
