@@ -54,5 +54,5 @@ def _run(
     from qwen_vla_ros.demo.run import DemoOptions, run_demo
 
     options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, out)
-    if not run_demo(options, Console()):
+    if not run_demo(options, Console(soft_wrap=True, markup=False, highlight=False)):
         raise typer.Exit(1)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -18,10 +21,14 @@ from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment, render_prompt
 from qwen_vla_ros.nodes.recording import Episode, Figures, figures
 
+if TYPE_CHECKING:
+    from qwen_vla_ros.nodes.episode_runner import EpisodeRunner
+
 BODIES = ("franka_panda", "aloha_viperx", "tiago_base", "unitree_g1")
 ANIMATION_RATE = 8.0
 _ANIMATION_SIZE = 480, 360
 _ANIMATED_EPISODES = 3
+_SCENES_TRIED = 50
 _START_TIMEOUT = 90.0
 
 
@@ -54,52 +61,40 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
     embodiments = {body: load_embodiment(body) for body in options.bodies}
     options.out.mkdir(parents=True, exist_ok=True)
 
-    import rclpy
-
     from qwen_vla_ros.nodes.episode_runner import EpisodeError
 
     results: dict[str, tuple[list[Episode], Figures]] = {}
-    rclpy.init()
-    try:
-        for source, embodiment in embodiments.items():
-            try:
-                results[embodiment.name] = _run_body(source, embodiment, options, console)
-            except (ProcessError, EpisodeError) as error:
-                console.print(f"  fault: {error}", style="red", markup=False, highlight=False)
-    finally:
-        rclpy.shutdown()
+    for source, embodiment in embodiments.items():
+        try:
+            results[embodiment.name] = _run_body(source, embodiment, options, console)
+        except (ProcessError, EpisodeError) as error:
+            console.print(f"  fault: {error}", style="red")
     report.write_summary(results, options.out / "summary.json")
     faultless = [name for name, (episodes, _) in results.items() if not any(map(_faulted, episodes))]
-    console.print(f"pictures, figures and logs: {options.out}", highlight=False)
-    console.print(f"demo: {len(faultless)}/{len(embodiments)} bodies ran", highlight=False)
+    console.print(f"pictures, figures and logs: {options.out}")
+    console.print(f"demo: {len(faultless)}/{len(embodiments)} bodies ran")
     return len(faultless) == len(embodiments)
 
 
 def _run_body(
     source: str, embodiment: Embodiment, options: DemoOptions, console: Console
 ) -> tuple[list[Episode], Figures]:
-    from qwen_vla_ros.nodes.episode_runner import EpisodeRunner
+    from qwen_vla_ros.nodes.episode_runner import episode_runner
 
-    console.print(f"\n{embodiment.name}  {embodiment.description}", style="bold", highlight=False)
-    console.print(
-        f"  prompt: {render_prompt(embodiment, '<instruction>').text}", markup=False, highlight=False
-    )
+    console.print(f"\n{embodiment.name}  {embodiment.description}", style="bold")
+    console.print(f"  prompt: {render_prompt(embodiment, '<instruction>').text}")
     directory = options.out / embodiment.name
     states = directory / "states"
     shutil.rmtree(states, ignore_errors=True)
     before = time.monotonic()
-    with NodeGroup(embodiment.name, _parameters(source, options, states), directory / "logs") as nodes:
-        runner = EpisodeRunner(embodiment, embodiment.name, nodes.check)
-        try:
-            with console.status("starting sim, policy and executor"):
-                runner.wait_ready(_START_TIMEOUT)
-            console.print(
-                f"  sim, policy, executor: three processes up in {time.monotonic() - before:.1f} s",
-                highlight=False,
-            )
-            episodes = [_run_episode(runner, options, i, console) for i in range(options.episodes)]
-        finally:
-            runner.destroy_node()
+    with (
+        NodeGroup(embodiment.name, _parameters(source, options, states), directory / "logs") as nodes,
+        episode_runner(embodiment, embodiment.name, nodes.check) as runner,
+    ):
+        with console.status("starting sim, policy and executor"):
+            runner.wait_ready(_START_TIMEOUT)
+        console.print(f"  sim, policy, executor: three processes up in {time.monotonic() - before:.1f} s")
+        episodes = _run_episodes(runner, options, console)
     summary = figures(episodes)
     _print_figures(summary, console)
     report.write_plot(episodes[0], embodiment, directory / f"{embodiment.name}.png")
@@ -116,24 +111,36 @@ def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, di
     return {"sim": sim, "policy": policy, "executor": common}
 
 
-def _run_episode(runner, options: DemoOptions, index: int, console: Console) -> Episode:
-    seed = options.seed + index
+def _run_episodes(runner: EpisodeRunner, options: DemoOptions, console: Console) -> list[Episode]:
     # A task has one word in the world's list; anything with a space is an instruction.
     instruction = options.task if " " in options.task else ""
     task = "" if instruction else options.task
-    with console.status(f"episode {index + 1} of {options.episodes}"):
-        episode = runner.run_episode(task, seed, instruction)
-    outcome = "reached" if episode.success else "NOT reached"
-    console.print(
-        f'  episode {index + 1}/{options.episodes}  seed {seed}  "{episode.instruction}"  {outcome} '
-        f"in {episode.elapsed:.1f} s, {100 * episode.distance:.1f} cm",
-        highlight=False,
-    )
-    if _faulted(episode):
+    seeds = itertools.count(options.seed)
+    episodes = []
+    for number in range(1, options.episodes + 1):
+        with console.status(f"episode {number} of {options.episodes}"):
+            episode = _next_episode(runner, task, seeds, instruction)
+        episodes.append(episode)
+        outcome = "reached" if episode.success else "NOT reached"
         console.print(
-            f"    fault {episode.code}: {episode.message}", style="red", markup=False, highlight=False
+            f'  episode {number}/{options.episodes}  seed {episode.seed}  "{episode.instruction}"  '
+            f"{outcome} in {episode.elapsed:.1f} s, {100 * episode.distance:.1f} cm"
         )
-    return episode
+        if _faulted(episode):
+            console.print(f"    fault {episode.code}: {episode.message}", style="red")
+    return episodes
+
+
+def _next_episode(runner: EpisodeRunner, task: str, seeds: Iterator[int], instruction: str) -> Episode:
+    """Run the next seed; of a wanted instruction, the next whose scene has what it names."""
+    from qwen_vla_ros.nodes.episode_runner import ResetRefused
+
+    for _ in range(_SCENES_TRIED if instruction else 0):
+        try:
+            return runner.run_episode(task, next(seeds), instruction)
+        except ResetRefused:
+            continue
+    return runner.run_episode(task, next(seeds), instruction)
 
 
 def _animate(
@@ -172,6 +179,5 @@ def _print_figures(summary: Figures, console: Console) -> None:
         f" | {summary.chunk_rate:.1f} chunks/s"
         f" | inference p50 {ms(summary.inference_p50)} p99 {ms(summary.inference_p99)}"
         f" | capture to command p50 {ms(summary.command_p50)} p99 {ms(summary.command_p99)}"
-        f" | frames lost {summary.frames_lost}/{summary.frames_sent}",
-        highlight=False,
+        f" | frames lost {summary.frames_lost}/{summary.frames_sent}"
     )

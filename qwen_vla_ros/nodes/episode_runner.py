@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
 from rclpy.action import ActionClient
@@ -35,8 +37,28 @@ class EpisodeError(RuntimeError):
     """An episode could not be run; the text says what was waited for."""
 
 
+class ResetRefused(EpisodeError):
+    """The world has no such episode; the text is the world's."""
+
+
 def _seconds(stamp: Any) -> float:
     return Time.from_msg(stamp).nanoseconds * 1e-9
+
+
+@contextmanager
+def episode_runner(
+    embodiment: Embodiment, namespace: str, check: Callable[[], None]
+) -> Iterator[EpisodeRunner]:
+    """An `EpisodeRunner` in a ROS context that ends with the block; arguments as there."""
+    rclpy.init()
+    try:
+        runner = EpisodeRunner(embodiment, namespace, check)
+        try:
+            yield runner
+        finally:
+            runner.destroy_node()
+    finally:
+        rclpy.try_shutdown()
 
 
 class EpisodeRunner(Node):
@@ -155,7 +177,7 @@ class EpisodeRunner(Node):
         self._wait(future.done, 20.0, "the answer of reset_world")
         reply = future.result()
         if not reply.success:
-            raise EpisodeError(f"reset_world refused: {reply.message}")
+            raise ResetRefused(f"reset_world: {reply.message}")
         return reply
 
     def _send_goal(self, goal: ExecuteTask.Goal) -> ClientGoalHandle:
