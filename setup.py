@@ -20,7 +20,7 @@ EXTRAS = {
         "transformers>=5.2",  # Qwen3.5 backbone; the first series that has it
         "safetensors>=0.4.3",  # checkpoint files
         "tokenizers>=0.21",  # tokenizer of the tiny preset
-        "pillow>=10.0",  # images into the processor
+        "opencv-python-headless>=4.8",  # images to the size of the model
     ],
     "motion": [
         "ruckig>=0.14",  # jerk-limited set-points
@@ -45,6 +45,7 @@ EXTRAS = {
         "pytest-cov>=5.0",  # coverage
         "coverage>=7.10",  # coverage of the node processes
         "ruff>=0.9",  # format and lint
+        "scipy>=1.11",  # reference distributions
         "types-pyyaml",  # types of yaml for mypy
     ],
 }

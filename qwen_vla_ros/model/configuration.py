@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3_5Config
 
 
+@strict
 class ActionExpertConfig(PreTrainedConfig):
     """The single-stream DiT. Defaults give the parameter table of arXiv 2605.30280.
 
@@ -54,7 +57,20 @@ class ActionExpertConfig(PreTrainedConfig):
     adaln_zero: bool = True
     norm_eps: float = 1e-6
 
+    def validate_sizes(self) -> None:
+        """Raises ValueError where a size is not positive; run by transformers."""
+        names = (
+            "hidden_size num_hidden_layers num_attention_heads head_dim intermediate_size channels horizon"
+        )
+        for name in names.split():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: found {value!r}, expected a whole number of at least 1")
+        if self.timestep_dim < 2 or self.timestep_dim % 2:
+            raise ValueError(f"timestep_dim: found {self.timestep_dim}, expected an even number")
 
+
+@strict
 class FlowConfig(PreTrainedConfig):
     """Flow matching: Y_tau = (1 - tau) Y_0 + tau Y_1, tau = 0 clean, tau = 1 noise.
 
@@ -79,7 +95,19 @@ class FlowConfig(PreTrainedConfig):
     tau_beta: list[float] | tuple[float, float] = (1.0, 1.5)
     tau_normal: list[float] | tuple[float, float] = (0.0, 1.0)
 
+    def validate_ranges(self) -> None:
+        """Raises ValueError where a number is out of range; run by transformers."""
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: found {self.num_steps}, expected at least 1")
+        if not 0.0 <= self.noise_temperature < math.inf:
+            raise ValueError(f"noise_temperature: found {self.noise_temperature}, expected 0 or more")
+        if len(self.tau_beta) != 2 or min(self.tau_beta) <= 0:
+            raise ValueError(f"tau_beta: found {self.tau_beta}, expected two positive numbers")
+        if len(self.tau_normal) != 2 or self.tau_normal[1] <= 0:
+            raise ValueError(f"tau_normal: found {self.tau_normal}, expected a mean and a positive deviation")
 
+
+@strict
 class QwenVLAConfig(PreTrainedConfig):
     """A Qwen3.5 backbone, the action expert and the flow.
 
@@ -99,6 +127,12 @@ class QwenVLAConfig(PreTrainedConfig):
     backbone: Any = None
     action_expert: Any = None
     flow: Any = None
+
+    def validate_layer(self) -> None:
+        """Raises ValueError where the expert reads a layer that the backbone lacks; run by transformers."""
+        layer, layers = self.action_expert.vlm_layer, self.backbone.text_config.num_hidden_layers
+        if not -1 <= layer < layers:
+            raise ValueError(f"action_expert.vlm_layer: found {layer}, expected -1 to {layers - 1}")
 
     def get_text_config(self, *args, **kwargs):
         """The backbone's text configuration, which transformers asks for."""

@@ -148,14 +148,19 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         text = self.backbone.model.language_model
         until = self.config.action_expert.vlm_layer
         if self.implementation == "stock":
-            out = text(
-                inputs_embeds=embeddings,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                use_cache=False,
-                output_hidden_states=until >= 0,
-            )
-            hidden = out.last_hidden_state if until < 0 else out.hidden_states[until + 1]
+            states: list[Tensor] = []
+            module = text.norm if until < 0 else text.layers[until]
+            hook = module.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+            try:
+                text(
+                    inputs_embeds=embeddings,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    use_cache=False,
+                )
+            finally:
+                hook.remove()
+            hidden = states[0]
         else:
             hidden = backbone.text_states(text, embeddings, position_ids, until)
         return VLMContext(hidden, mask, position_ids)

@@ -233,7 +233,12 @@ class QwenVLAProcessor:
             raise ProcessorError(
                 f"{Path(folder) / 'tokenizer.json'}: no such file; the checkpoint is incomplete"
             )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exception, and KeyError
+            raise ProcessorError(
+                f"{Path(folder) / 'tokenizer.json'}: not a tokenizer: {type(error).__name__}: {error}"
+            ) from error
         try:
             return cls(tokenizer, ProcessorConfig(**content))
         except (ProcessorError, TypeError) as error:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast forward passes equal transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.models.qwen3_5.modeling_qwen3_5 import l2norm, torch_chunk_gated_delta_rule
+
+from qwen_vla_ros.model import backbone
+
+
+def assert_equal(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 5e-6) -> None:
+    """Largest difference against the largest value: what float32 sums in another order leave."""
+    assert found.shape == expected.shape
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    assert difference <= tolerance
+
+
+def prompts(processor, *instructions: str):
+    text = "<|ego_start|><|vision_start|><|image_pad|><|vision_end|><|ego_end|>The robot is X. "
+    return processor.prompts([(text + instruction, ["ego"]) for instruction in instructions])
+
+
+def test_image_features(tiny, picture) -> None:
+    model, processor = tiny
+    batch = processor.images([("ego", picture(seed)) for seed in range(3)])
+    with torch.no_grad():
+        fast = model.embed_images(**batch)
+        model.implementation = "stock"
+        stock = model.embed_images(**batch)
+    assert_equal(fast, stock)
+
+
+def test_image_features_of_several_sizes(tiny) -> None:
+    model, _ = tiny
+    grid = torch.tensor([[1, 8, 8], [1, 8, 8], [1, 4, 6], [1, 8, 8]])
+    pixels = torch.randn(int(grid.prod(dim=1).sum()), 768, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fast = model.embed_images(pixels, grid)
+        model.implementation = "stock"
+        stock = model.embed_images(pixels, grid)
+    assert_equal(fast, stock)
+
+
+@pytest.mark.parametrize("words", [1, 30, backbone.SINGLE_CHUNK + 40])
+def test_text_states(tiny, picture, words: int) -> None:
+    model, processor = tiny
+    images = processor.images([("ego", picture(0)), ("ego", picture(1))])
+    batch = prompts(processor, "reach " * words, "drive to the red pillar")
+    results = []
+    with torch.no_grad():
+        for model.implementation in ("fast", "stock"):
+            context = model.encode(
+                batch["input_ids"],
+                batch["attention_mask"],
+                images["image_grid_thw"],
+                pixel_values=images["pixel_values"],
+            )
+            results.append(context.hidden[context.mask])
+    # The gated norm enlarges the rounding of small states.
+    assert_equal(*results, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_states_of_an_inner_layer(tiny, picture, layer: int) -> None:
+    model, processor = tiny
+    images = processor.images([("ego", picture(0))])
+    batch = prompts(processor, "reach the red cube")
+    model.config.action_expert.vlm_layer = layer
+    results = []
+    try:
+        with torch.no_grad():
+            for model.implementation in ("fast", "stock"):
+                results.append(
+                    model.encode(
+                        batch["input_ids"],
+                        batch["attention_mask"],
+                        images["image_grid_thw"],
+                        pixel_values=images["pixel_values"],
+                    ).hidden
+                )
+    finally:
+        model.config.action_expert.vlm_layer = -1
+    # The gated norm enlarges the rounding of small states.
+    assert_equal(*results, tolerance=2e-5)
+
+
+def test_gradients(tiny, picture) -> None:
+    model, processor = tiny
+    images = processor.images([("ego", picture(0))])
+    batch = prompts(processor, "reach the red cube")
+    gradients = []
+    for model.implementation in ("fast", "stock"):
+        model.zero_grad()
+        context = model.encode(
+            batch["input_ids"],
+            batch["attention_mask"],
+            images["image_grid_thw"],
+            pixel_values=images["pixel_values"],
+        )
+        context.hidden.square().mean().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.backbone.named_parameters() if p.grad is not None}
+        )
+    model.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 50
+    for name, gradient in gradients[0].items():
+        assert_equal(gradient, gradients[1][name], 2e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64, 100])
+def test_single_chunk_delta_rule(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = (torch.randn(2, length, 3, 8, generator=generator) for _ in range(3))
+    beta = torch.rand(2, length, 3, generator=generator)
+    g = -5 * torch.rand(2, length, 3, generator=generator)
+    expected, _ = torch_chunk_gated_delta_rule(
+        query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True
+    )
+    q, k, v, decay, rate = (t.transpose(1, 2) for t in (l2norm(query) * 8**-0.5, l2norm(key), value, g, beta))
+    found = backbone.single_chunk_delta_rule(q, k, v, decay, rate).transpose(1, 2)
+    assert_equal(found, expected)
+
+
+def test_causal_depthwise_convolution() -> None:
+    x, weight = torch.randn(2, 9, 5), torch.randn(5, 4)
+    expected = torch.nn.functional.conv1d(x.transpose(1, 2), weight[:, None], padding=3, groups=5)
+    torch.testing.assert_close(backbone.causal_depthwise(x, weight), expected[..., :9].transpose(1, 2))
