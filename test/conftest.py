@@ -164,8 +164,7 @@ def ros_environment() -> Iterator[dict[str, str]]:
         yield dict(os.environ)
 
 
-@pytest.fixture
-def spawn(
+def _spawner(
     ros_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Process]]:
     """Start node processes: `spawn(executable, arguments=(), parameters=None, ...) -> Process`.
@@ -176,7 +175,7 @@ def spawn(
     ros_arguments: Further arguments after `--ros-args`, such as `("-r", "__ns:=/left")`.
     environment: Variables beside those of `ros_environment`.
 
-    All are ended by their ids at the end of the test, the last started first; their output is shown where the
+    All are ended by their ids at the end, the last started first; their output is shown where the
     test failed.
     """
     overlay = _overlay()
@@ -209,6 +208,11 @@ def spawn(
         print(f"--- {process.name} (pid {process.pid}, exit code {code}) ---\n{process.output}")
 
 
+spawn = pytest.fixture(_spawner, name="spawn")
+module_spawn = pytest.fixture(_spawner, name="module_spawn", scope="module")
+"""As `spawn`, for processes that the tests of a module share."""
+
+
 def _parameter(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -220,8 +224,7 @@ def _parameter(value: Any) -> str:
     return repr(value)
 
 
-@pytest.fixture
-def ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
+def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     """An rclpy node in a context of its own, spun in a thread; for publishers, subscriptions, clients."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -244,3 +247,8 @@ def ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     node.destroy_node()
     rclpy.shutdown(context=context)
     assert not thread.is_alive(), "the spinning thread of the test node did not end"
+
+
+ros_node = pytest.fixture(_ros_node, name="ros_node")
+module_ros_node = pytest.fixture(_ros_node, name="module_ros_node", scope="module")
+"""As `ros_node`, for the tests of a module."""

@@ -517,8 +517,12 @@ class ExecutorNode(BodyNode):
     def _finish(self, task: ActiveTask, verdict: Trouble) -> None:
         self._task = None
         elapsed = self.now - task.began
-        level = self.get_logger().info if verdict.code < FIRST_ERROR else self.get_logger().warning
-        level(f"task {task.task_id} ended with code {verdict.code}: {verdict.message}")
+        text = f"task {task.task_id} ended with code {verdict.code}: {verdict.message}"
+        # One call each: rclpy ties a severity to the line that logs.
+        if verdict.code < FIRST_ERROR:
+            self.get_logger().info(text)
+        else:
+            self.get_logger().warning(text)
         self._publish_task(task.task_id, False, task.instruction)
         self._set_state(State.STATE_IDLE, verdict if verdict.code >= FIRST_ERROR else None)
         _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)

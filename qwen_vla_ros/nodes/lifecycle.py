@@ -204,11 +204,16 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
-            if isinstance(node, BodyNode) and not ending.is_set():
-                node.autostart()
-            while not (ending.is_set() or node.ending.is_set()):
-                # A signal is handled when the wait returns.
-                executor.spin_once(timeout_sec=0.1)
+            failed = False
+            try:
+                if isinstance(node, BodyNode) and not ending.is_set():
+                    node.autostart()
+                while not (ending.is_set() or node.ending.is_set()):
+                    # A signal is handled when the wait returns.
+                    executor.spin_once(timeout_sec=0.1)
+            except Exception:  # a defect; a robot that moves is stopped all the same
+                failed = True
+                node.get_logger().fatal(traceback.format_exc())
             if isinstance(node, BodyNode):
                 node.prepare_end()
                 # Wall time: the robot's clock may stand still.
@@ -219,6 +224,6 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         finally:
             executor.shutdown()
             node.destroy_node()
-        return 1 if getattr(node, "failed", False) else 0
+        return 1 if failed or getattr(node, "failed", False) else 0
     finally:
         rclpy.try_shutdown()

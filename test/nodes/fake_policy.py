@@ -12,16 +12,17 @@ Arguments: EMBODIMENT MODE, where MODE says what its chunks are like:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import numpy as np
 import rclpy
+from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from qwen_vla_ros.embodiment import load_embodiment
-from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
 from qwen_vla_ros.nodes import qos
 
 
@@ -92,10 +93,8 @@ class FakePolicy(Node):
 
 def main() -> None:
     rclpy.init()
-    try:
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(FakePolicy(*sys.argv[1:3]))
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
 
 
 if __name__ == "__main__":

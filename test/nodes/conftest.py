@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot of real processes for the tests of the nodes: simulation, executor, and a policy or its double."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+_names = itertools.count()
+
+
+class Task:
+    """A goal that was sent."""
+
+    def __init__(self, handle: Any, feedback: list, wait_for: Any):
+        self.handle, self.feedback = handle, feedback
+        self._future = handle.get_result_async()
+        self._wait_for = wait_for
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self, timeout: float = 30.0) -> Any:
+        """The ExecuteTask.Result."""
+        self._wait_for(self._future.done, timeout, "the result of the task")
+        return self._future.result().result
+
+    @property
+    def status(self) -> int:
+        return self._future.result().status
+
+    def cancel(self) -> None:
+        self.handle.cancel_goal_async()
+
+
+class Stack:
+    """Processes of one robot in a namespace of its own, seen from the test's node.
+
+    Attributes:
+        executor, policy, world: messages of the status topics, in order of arrival.
+        chunks: messages of `action_chunk`.
+    """
+
+    def __init__(self, spawn: Any, node: Any, wait_for: Any):
+        from qwen_vla_ros.action import ExecuteTask
+        from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, WorldStatus
+        from rclpy.action import ActionClient
+
+        from qwen_vla_ros.nodes import qos
+
+        self.namespace = f"/test{next(_names)}"
+        self.node, self._spawn, self.wait_for = node, spawn, wait_for
+        self.executor: list = []
+        self.policy: list = []
+        self.world: list = []
+        self.chunks: list = []
+        for kind, topic, profile, seen in (
+            (ExecutorStatus, "executor_status", qos.LATCHED, self.executor),
+            (PolicyStatus, "policy_status", qos.RELIABLE, self.policy),
+            (WorldStatus, "world_status", qos.RELIABLE, self.world),
+            (ActionChunk, "action_chunk", qos.RELIABLE, self.chunks),
+        ):
+            node.create_subscription(kind, self.name(topic), seen.append, profile)
+        self._client = ActionClient(node, ExecuteTask, self.name("execute_task"))
+
+    def name(self, topic: str) -> str:
+        return f"{self.namespace}/{topic}"
+
+    def start(
+        self, executable: Any, arguments=(), remap: dict[str, str] | None = None, **parameters: Any
+    ) -> Any:
+        """Start a process; `remap` by relative names."""
+        ros = ["-r", f"__ns:={self.namespace}"]
+        for old, new in (remap or {}).items():
+            ros += ["-r", f"{old}:={new}"]
+        if executable != "sim":
+            parameters.setdefault("use_sim_time", True)
+        return self._spawn(executable, arguments, parameters, ros_arguments=ros)
+
+    def sim(self, body: str = "franka_panda", **more: Any) -> Any:
+        return self.start("sim", embodiment=body, **more)
+
+    def run_executor(self, body: str = "franka_panda", **more: Any) -> Any:
+        return self.start("executor", embodiment=body, **more)
+
+    def fake_policy(self, mode: str = "wave", body: str = "franka_panda", **more: Any) -> Any:
+        return self.start(sys.executable, [str(HERE / "fake_policy.py"), body, mode], **more)
+
+    def policy_double(self, mode: str, body: str = "franka_panda", **more: Any) -> Any:
+        """The real policy node around a model that misbehaves."""
+        return self.start(sys.executable, [str(HERE / "policy_double.py"), mode], embodiment=body, **more)
+
+    def wait_ready(self, world: bool = True, policy: bool = True, timeout: float = 40.0) -> None:
+        """Everything that a task needs is there."""
+        if world:
+            self.wait_for(lambda: self.world, timeout, "world_status")
+        if policy:
+            self.wait_for(lambda: self.policy, timeout, "policy_status")
+        self.wait_for(lambda: self.executor, timeout, "executor_status")
+        self.wait_for(self._client.server_is_ready, timeout, "the action execute_task")
+
+    def send(self, instruction: str = "reach the red cube", time_limit: float = 20.0) -> Task:
+        from qwen_vla_ros.action import ExecuteTask
+
+        feedback: list = []
+        goal = ExecuteTask.Goal(instruction=instruction, time_limit=time_limit)
+        future = self._client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
+        self.wait_for(future.done, 10.0, "the answer to the goal")
+        assert future.result().accepted
+        return Task(future.result(), feedback, self.wait_for)
+
+    def change_policy(self, mode: str) -> Any:
+        """End the fake policy and start one of another mode."""
+        self.policy_process.end()
+        self.policy.clear()
+        self.policy_process = self.fake_policy(mode)
+        self.wait_for(lambda: self.policy, 30.0, "the heartbeat of the new policy")
+        return self.policy_process
+
+    def wait_state(self, state: int, timeout: float = 20.0) -> Any:
+        """The first status from now on with this state."""
+        begin = max(0, len(self.executor) - 1)
+        found = self.wait_for(
+            lambda: [status for status in self.executor[begin:] if status.state == state],
+            timeout,
+            f"executor state {state}; last {self.executor[-1:]}",
+        )
+        return found[0]
+
+    def running(self, task: Task, chunks: int = 2) -> Task:
+        """Wait until the robot has followed some chunks of a task."""
+        from qwen_vla_ros.msg import ExecutorStatus
+
+        def moving() -> bool:
+            assert not task.done, task.result()
+            last = task.feedback[-1:]
+            return bool(last) and last[0].chunks >= chunks and last[0].state == ExecutorStatus.STATE_RUNNING
+
+        self.wait_for(moving, 40.0, f"{chunks} chunks to be followed")
+        return task
+
+    def relay(self, kind: type, source: str, target: str, change=lambda message: message) -> Relay:
+        """Pass messages on, changed; the robot's parts are started with their names remapped to `target`."""
+        return Relay(self.node, kind, self.name(source), self.name(target), change)
+
+
+class Relay:
+    """Passes messages on. Set `change` to alter them; None stops them."""
+
+    def __init__(self, node: Any, kind: type, source: str, target: str, change: Any):
+        from qwen_vla_ros.nodes import qos
+
+        self.change = change
+        self._node = node
+        self._publisher = node.create_publisher(kind, target, qos.RELIABLE)
+        self.subscription = node.create_subscription(kind, source, self._pass, qos.SENSOR)
+
+    def _pass(self, message: Any) -> None:
+        changed = self.change(message) if self.change is not None else None
+        if changed is not None:
+            self._publisher.publish(changed)
+
+    def leave(self) -> None:
+        """Stop subscribing."""
+        self._node.destroy_subscription(self.subscription)
+
+
+@pytest.fixture
+def stack(spawn, ros_node, wait_for) -> Stack:
+    return Stack(spawn, ros_node, wait_for)
+
+
+@pytest.fixture(scope="module")
+def panda(module_spawn, module_ros_node, wait_for) -> Stack:
+    """A Panda with a policy that makes it swing, shared by the tests of a module."""
+    stack = Stack(module_spawn, module_ros_node, wait_for)
+    stack.sim()
+    stack.run_executor(chunk_timeout=2.0)
+    stack.policy_process = stack.fake_policy()
+    stack.wait_ready()
+    return stack
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A real checkpoint with chance weights and statistics about each body's home."""
+    import numpy as np
+
+    from qwen_vla_ros.embodiment import load_embodiment
+    from qwen_vla_ros.model.checkpoint import save_checkpoint
+    from qwen_vla_ros.model.presets import build_tiny
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = build_tiny(seed=0)
+    statistics = {}
+    for name in ("franka_panda", "tiago_base"):
+        body = load_embodiment(name)
+        centre = np.array([body.home[joint] for joint in body.joints] or [0.0] * body.layout.count)
+        statistics[name] = {
+            "q01": (centre - 0.1).tolist(),
+            "q99": (centre + 0.1).tolist(),
+            "channels": list(body.layout.names),
+            "horizon": body.horizon,
+            "control_rate": body.control_rate,
+        }
+    save_checkpoint(folder, model, processor, statistics)
+    return folder
