@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROS_ROOMS = {"bench", "demo", "nodes"}
+ROS_ROOMS = {"bench", "nodes"}
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def test_rules_are_kept():
     ("module", "statement", "contract"),
     [
         ("sim/extra.py", "import torch", "sim imports embodiment and motion"),
-        ("motion/extra.py", "import rclpy", "ROS only in nodes, demo and bench"),
+        ("motion/extra.py", "import rclpy", "ROS only in nodes and bench"),
         ("embodiment/extra.py", "from qwen_vla_ros.motion import stop", "embodiment imports nothing of ours"),
         ("model/extra.py", "from qwen_vla_ros import nodes", "Dependencies point down"),
         ("nodes/extra.py", "import torch", "torch only in model, policy, training"),
