@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images and rotations, as cv_bridge and tf_transformations have them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from geometry_msgs.msg import Quaternion
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from qwen_vla_ros.nodes.cv_bridge_adapter import CvBridge, CvBridgeError
+from qwen_vla_ros.nodes.images import (
+    ImageError,
+    encoding_of,
+    rgb_to_encoding,
+    rgb_to_jpeg,
+    rgb_to_png,
+    to_rgb,
+)
+from qwen_vla_ros.nodes.transforms import euler_from_quaternion, quaternion_from_euler, yaw_of
+
+RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+SMOOTH = np.stack([*np.meshgrid(np.arange(64), np.arange(48)), np.full((48, 64), 90)], axis=-1).astype(
+    np.uint8
+)
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8"])
+def test_colour_encodings_come_back_unchanged(encoding):
+    message = rgb_to_encoding(RGB, encoding, Header(frame_id="eye"))
+    assert (message.encoding, message.height, message.width) == (encoding, 7, 5)
+    assert message.header.frame_id == "eye"
+    back = to_rgb(message)
+    assert back.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(back, RGB)
+
+
+def test_channel_order():
+    pixel = np.array([[[10, 20, 30]]], dtype=np.uint8)
+    assert bytes(rgb_to_encoding(pixel, "bgr8", Header()).data) == bytes([30, 20, 10])
+    assert bytes(rgb_to_encoding(pixel, "bgra8", Header()).data) == bytes([30, 20, 10, 255])
+    assert bytes(rgb_to_encoding(pixel, "rgba8", Header()).data) == bytes([10, 20, 30, 255])
+
+
+def test_mono8_gives_three_equal_channels():
+    message = Image(height=2, width=3, step=3, encoding="mono8", data=bytes(range(6)))
+    rgb = to_rgb(message)
+    assert rgb.shape == (2, 3, 3)
+    assert (rgb == np.arange(6).reshape(2, 3, 1)).all()
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8", "rgba8"])
+def test_padding_at_the_end_of_rows_is_skipped(encoding):
+    tight = rgb_to_encoding(RGB, encoding, Header())
+    rows = np.frombuffer(bytes(tight.data), np.uint8).reshape(7, tight.step)
+    padded = Image(height=7, width=5, encoding=encoding, step=tight.step + 4)
+    padded.data = np.hstack([rows, np.full((7, 4), 255, np.uint8)]).tobytes()
+    np.testing.assert_array_equal(to_rgb(padded), to_rgb(tight))
+
+
+def test_jpeg_is_near_and_png_is_exact():
+    jpeg, png = rgb_to_jpeg(SMOOTH, Header()), rgb_to_png(SMOOTH, Header())
+    assert (encoding_of(jpeg), encoding_of(png)) == ("jpeg", "png")
+    assert np.abs(to_rgb(jpeg).astype(int) - SMOOTH).max() < 12
+    np.testing.assert_array_equal(to_rgb(png), SMOOTH)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            Image(height=2, width=2, step=6, encoding="rgb8", data=bytes(11)),
+            "11 bytes in rows of 6 for 2x2 rgb8",
+        ),
+        (Image(height=2, width=2, step=5, encoding="rgb8", data=bytes(12)), "at least 2 rows of 6"),
+        (Image(height=0, width=2, step=6, encoding="rgb8"), "0 bytes"),
+        (
+            Image(height=1, width=1, step=2, encoding="16UC1", data=bytes(2)),
+            "encoding '16UC1', expected one of rgb8",
+        ),
+        (CompressedImage(format="jpeg", data=b"not a picture"), "cannot be decoded"),
+        (CompressedImage(format="jpeg"), "cannot be decoded"),
+        (CompressedImage(format="h264", data=b"x"), "format 'h264', expected jpeg or png"),
+    ],
+)
+def test_bad_images_are_refused_with_a_reason(message, text):
+    with pytest.raises(ImageError, match=text.replace("(", r"\(")):
+        to_rgb(message)
+
+
+def test_adapter_has_the_defaults_of_cv_bridge():
+    bridge = CvBridge()
+    message = rgb_to_encoding(RGB, "bgr8", Header())
+    np.testing.assert_array_equal(bridge.imgmsg_to_cv2(message), RGB[..., ::-1])
+    np.testing.assert_array_equal(bridge.imgmsg_to_cv2(message, "rgb8"), RGB)
+    grey = bridge.imgmsg_to_cv2(message, "mono8")
+    np.testing.assert_array_equal(grey, cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY))
+    np.testing.assert_array_equal(bridge.compressed_imgmsg_to_cv2(rgb_to_png(RGB, Header())), RGB[..., ::-1])
+    again = bridge.cv2_to_imgmsg(RGB[..., 0], "mono8")
+    assert (again.step, bytes(again.data)) == (5, RGB[..., 0].tobytes())
+    for bad in (lambda: bridge.cv2_to_imgmsg(RGB, "mono8"), lambda: bridge.imgmsg_to_cv2(message, "32FC1")):
+        with pytest.raises(CvBridgeError):
+            bad()
+
+
+def test_quaternions_are_in_ros_order():
+    x, y, z, w = quaternion_from_euler(0.0, 0.0, np.pi / 2)
+    assert (x, y, z, w) == pytest.approx((0, 0, np.sqrt(0.5), np.sqrt(0.5)))
+    assert euler_from_quaternion(quaternion_from_euler(0.1, -0.2, 0.3)) == pytest.approx((0.1, -0.2, 0.3))
+    assert yaw_of(Quaternion(x=x, y=y, z=z, w=w)) == pytest.approx(np.pi / 2)
