@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a Qwen-VLA checkpoint; every assumption that the paper leaves open is a field here."""
 
-from __future__ import annotations
-
+# No postponed annotations: `strict` checks values against them.
 import math
 from typing import Any, ClassVar, Literal
 
@@ -45,7 +44,7 @@ class ActionExpertConfig(PreTrainedConfig):
     head_dim: int = 128
     intermediate_size: int = 10240
     timestep_dim: int = 256
-    timestep_scale: float = 1000.0
+    timestep_scale: float | int = 1000.0
     channels: int = 64
     horizon: int = 16
     vlm_layer: int = -1
@@ -53,9 +52,9 @@ class ActionExpertConfig(PreTrainedConfig):
     bidirectional: bool = True
     action_position: Literal["after_max", "after_length"] = "after_max"
     mrope_section: list[int] | None = None
-    rope_theta: float | None = None
+    rope_theta: float | int | None = None
     adaln_zero: bool = True
-    norm_eps: float = 1e-6
+    norm_eps: float | int = 1e-6
 
     def validate_sizes(self) -> None:
         """Raises ValueError where a size is not positive; run by transformers."""
@@ -89,11 +88,11 @@ class FlowConfig(PreTrainedConfig):
     base_config_key = "flow"
 
     num_steps: int = 4
-    noise_temperature: float = 0.6
+    noise_temperature: float | int = 0.6
     padding_noise: Literal["full", "zero"] = "full"
     tau_distribution: Literal["beta", "sigmoid_normal"] = "beta"
-    tau_beta: list[float] | tuple[float, float] = (1.0, 1.5)
-    tau_normal: list[float] | tuple[float, float] = (0.0, 1.0)
+    tau_beta: list[float | int] | tuple[float | int, float | int] = (1.0, 1.5)
+    tau_normal: list[float | int] | tuple[float | int, float | int] = (0.0, 1.0)
 
     def validate_ranges(self) -> None:
         """Raises ValueError where a number is out of range; run by transformers."""
