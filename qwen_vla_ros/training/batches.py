@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations in memory, and the batches drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen_vla_ros.embodiment import Embodiment, Statistics, load_embodiment, normalise, render_prompt
+from qwen_vla_ros.model.processor import QwenVLAProcessor
+from qwen_vla_ros.training import demonstrations
+from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
+from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.losses import Grounding
+
+
+@dataclass
+class Batch:
+    """n pictures of one body and b prompts about them.
+
+    Attributes:
+        pixel_values, image_grid_thw: As QwenVLAProcessor.images gives them, n * v pictures.
+        prompts: input_ids, attention_mask, position_ids, as QwenVLAProcessor.collate gives them; those of a picture
+            follow one another.
+        actions: Normalised, zero outside the mask. Shape (b, H, K).
+        mask: Shape (b, H, K).
+        grounding: See Grounding.
+    """
+
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    prompts: dict[str, Tensor]
+    actions: Tensor
+    mask: Tensor
+    grounding: Grounding
+
+
+class BodyDemonstrations:
+    """The demonstrations of one embodiment.
+
+    Args:
+        folder: Made by demonstrations.make.
+        processor: Of the model to be trained.
+        shape: (H, K) of the action tensor.
+        normalisation: Which quantiles to use.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        processor: QwenVLAProcessor,
+        shape: tuple[int, int],
+        normalisation: NormalisationConfiguration,
+    ) -> None:
+        self.meta, self._arrays = demonstrations.read_all(folder)
+        self.embodiment = load_embodiment(self.meta.embodiment)
+        _compare(folder, self.meta, self.embodiment)
+        quantities = demonstrations.read_statistics(folder, self.meta)
+        self.statistics: Statistics = demonstrations.statistics(
+            quantities, normalisation.lower, normalisation.upper, normalisation.floor
+        )
+        self._processor = processor
+        self._shape = shape
+        self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
+        self._tokens: dict[str, list[int]] = {}
+        self._goals = (self._arrays["targets"] >= 0).sum(axis=1)
+        if not self._goals.all():
+            raise TrainingError(f"{folder}: picture {int(self._goals.argmin())} has no goal")
+
+    def __len__(self) -> int:
+        return len(self._goals)
+
+    def draw(
+        self, rng: np.random.Generator, images: int, prompts: int, augment: AugmentationConfiguration
+    ) -> Batch:
+        """`images` pictures at random, each with `prompts` of its instructions; repeated where it has fewer."""
+        rows = rng.choice(len(self), size=images, replace=images > len(self))
+        goals = np.concatenate([self._some(rng, int(self._goals[row]), prompts) for row in rows])
+        return self.batch(rows, goals, prompts, rng, augment)
+
+    def batch(
+        self,
+        rows: np.ndarray,
+        goals: np.ndarray,
+        prompts: int,
+        rng: np.random.Generator,
+        augment: AugmentationConfiguration,
+    ) -> Batch:
+        """The pictures `rows` (n,), with the goals (n * prompts,) of each."""
+        data, views = self._arrays, self.meta.views
+        of = np.repeat(rows, prompts)
+        pictures = self._processor.images(
+            [(view, data["images"][row, i]) for row in rows for i, view in enumerate(views)]
+        )
+        ids = [self._ids(str(text)) for text in data["instructions"][of, goals]]
+        actions = np.zeros((len(of), *self._shape), dtype=np.float32)
+        chunk = normalise(data["actions"][of, goals], self.statistics)
+        actions[:, : chunk.shape[1], : chunk.shape[2]] = chunk
+        target = data["targets"][of, goals]
+        return Batch(
+            pixel_values=_augmented(pictures["pixel_values"], len(rows), rng, augment),
+            image_grid_thw=pictures["image_grid_thw"],
+            prompts=self._processor.collate(ids, [views] * len(of)),
+            actions=torch.from_numpy(actions),
+            mask=self._mask.expand(len(of), -1, -1),
+            grounding=Grounding(
+                colours=torch.from_numpy(data["colours"][rows]),
+                pixels=torch.from_numpy(data["pixels"][rows]),
+                visible=torch.from_numpy(data["visible"][rows]),
+                named_pixel=torch.from_numpy(data["pixels"][of, 0, target]),
+                named_visible=torch.from_numpy(data["visible"][of, 0, target]),
+                named_place=torch.from_numpy(data["places"][of, target]),
+            ),
+        )
+
+    def _some(self, rng: np.random.Generator, goals: int, prompts: int) -> np.ndarray:
+        order = rng.permutation(goals)
+        return np.resize(order, prompts)
+
+    def _ids(self, instruction: str) -> list[int]:
+        if instruction not in self._tokens:
+            prompt = render_prompt(self.embodiment, instruction)
+            self._tokens[instruction] = self._processor.token_ids(prompt.text, prompt.views)
+        return self._tokens[instruction]
+
+
+def load_bodies(
+    folders: Mapping[str, Path],
+    processor: QwenVLAProcessor,
+    shape: tuple[int, int],
+    normalisation: NormalisationConfiguration,
+) -> dict[str, BodyDemonstrations]:
+    """Demonstrations by embodiment name. Raises TrainingError when a folder holds another body's."""
+    bodies = {}
+    for name, folder in folders.items():
+        body = BodyDemonstrations(folder, processor, shape, normalisation)
+        if body.meta.embodiment != name:
+            raise TrainingError(f"{folder}: demonstrations of {body.meta.embodiment!r}, expected {name!r}")
+        bodies[name] = body
+    return bodies
+
+
+def _compare(folder: Path, meta: demonstrations.Meta, embodiment: Embodiment) -> None:
+    expected = {
+        "channels": list(embodiment.layout.names),
+        "horizon": embodiment.horizon,
+        "step": 1.0 / embodiment.control_rate,
+        "views": [camera.view for camera in embodiment.cameras],
+    }
+    for name, value in expected.items():
+        if getattr(meta, name) != value:
+            raise TrainingError(
+                f"{folder / 'meta.json'}: {name} is {getattr(meta, name)!r}, embodiment {embodiment.name!r} has {value!r}"
+            )
+
+
+def _augmented(
+    pixels: Tensor, pictures: int, rng: np.random.Generator, augment: AugmentationConfiguration
+) -> Tensor:
+    """Change brightness, contrast and colour of each picture. pixels (patches, 3 * p * p), in [-1, 1]."""
+
+    def uniform(*shape: int) -> np.ndarray:
+        return rng.uniform(-1.0, 1.0, shape)
+
+    gain = 1.0 + augment.gain * uniform(pictures, 1) + augment.colour * uniform(pictures, 3)
+    offset = augment.offset * uniform(pictures, 1)
+    shaped = pixels.view(pictures, -1, 3, pixels.shape[1] // 3)
+    factor = torch.from_numpy(gain[:, None, :, None].astype(np.float32))
+    shift = torch.from_numpy(offset[:, None, :, None].astype(np.float32))
+    changed = shaped * factor + shift
+    if augment.noise:
+        changed += augment.noise * torch.from_numpy(rng.standard_normal(changed.shape, dtype=np.float32))
+    return changed.clamp_(-1.0, 1.0).view_as(pixels)

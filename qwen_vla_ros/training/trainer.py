@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: mixed bodies, one set of weights, resumable after a kill.
+
+Every random choice of a step comes from the seed and the number of the step, so a run that was killed and resumed
+goes through the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qwen_vla_ros.model.checkpoint import save_checkpoint
+from qwen_vla_ros.model.context import VLMContext
+from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+from qwen_vla_ros.model.processor import QwenVLAProcessor
+from qwen_vla_ros.training import shared_prefix
+from qwen_vla_ros.model.presets import build_tiny
+from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
+from qwen_vla_ros.training.configuration import OptimiserConfiguration, TrainingConfiguration
+from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.losses import TrainingHeads, action_loss, last_token, place_loss, token_loss
+
+STATE_NAME = "state.pt"
+METRICS_NAME = "metrics.jsonl"
+_STATE_VERSION = 1
+
+
+def learning_rate(step: int, steps: int, optimiser: OptimiserConfiguration) -> float:
+    """Rate of a step: linear warm-up, flat, cosine to `final` of it at the last step."""
+    peak = optimiser.learning_rate
+    if step < optimiser.warmup:
+        return peak * (step + 1) / optimiser.warmup
+    decay_from = max(optimiser.warmup, int(optimiser.flat * steps))
+    if step < decay_from:
+        return peak
+    share = min(1.0, (step - decay_from) / max(1, steps - 1 - decay_from))
+    return peak * (optimiser.final + (1.0 - optimiser.final) * 0.5 * (1.0 + math.cos(math.pi * share)))
+
+
+class Trainer:
+    """Trains a model on demonstrations of several bodies.
+
+    Args:
+        configuration: The run.
+        bodies: Demonstrations by embodiment name; must hold those that the configuration's batch names.
+        model, processor: Fresh from the preset.
+        folder: Where state and metrics go.
+    """
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        bodies: Mapping[str, BodyDemonstrations],
+        model: QwenVLAForActionPrediction,
+        processor: QwenVLAProcessor,
+        folder: Path,
+    ) -> None:
+        missing = sorted(set(configuration.batch.images) - set(bodies))
+        if missing:
+            raise TrainingError(
+                f"batch.images: no demonstrations of {', '.join(missing)}; there are {sorted(bodies)}"
+            )
+        self.configuration = configuration
+        self.bodies = {name: bodies[name] for name in configuration.batch.images}
+        self.model, self.processor, self.folder = model, processor, folder
+        for name, value in configuration.flow.model_dump().items():
+            setattr(model.config.flow, name, list(value) if isinstance(value, tuple) else value)
+        expert = model.config.action_expert
+        colours = max(len(body.meta.colours) for body in self.bodies.values())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(configuration.seed)
+            width = model.config.backbone.text_config.hidden_size
+            self.heads = TrainingHeads(width, colours, expert.horizon, expert.channels)
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.step = 0
+        self.seconds = 0.0
+        settings = configuration.optimiser
+        self._parameters = [*model.parameters(), *self.heads.parameters()]
+        self._optimiser = torch.optim.AdamW(
+            self._parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def losses(self, batch: Batch, joint: bool, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
+        """Losses and errors of a batch; with `joint`, flow matching is among them."""
+        model, weights = self.model, self.configuration.loss
+        features = model.embed_images(batch.pixel_values, batch.image_grid_thw)
+        n, views = batch.grounding.visible.shape[:2]
+        branches = len(batch.actions) // n
+        context = shared_prefix.encode(
+            model, batch.prompts, features.view(n, -1, features.shape[-1]), branches
+        )
+        last = last_token(context.hidden, context.mask)
+        action, action_error = action_loss(self.heads, last, batch.actions, batch.mask)
+        grid = tuple((batch.image_grid_thw[0, 1:] // self.processor.config.merge_size).tolist())
+        tokens = token_loss(self.heads, features.view(n, views, grid[0] * grid[1], -1), batch.grounding, grid)
+        place, place_error = place_loss(self.heads, last, batch.grounding)
+        total = weights.action * action + weights.grounding * (tokens + place)
+        found = {
+            "action": action,
+            "action_error": action_error,
+            "tokens": tokens,
+            "place": place,
+            "place_error": place_error,
+        }
+        if joint:
+            # The goals of a picture come in random order, so that its first ones are a random choice.
+            rows = (
+                torch.arange(len(batch.actions)) % branches < self.configuration.batch.flow_prompts_per_image
+            )
+            part = VLMContext(context.hidden[rows], context.mask[rows], context.positions[:, rows])
+            flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator).loss
+            total = total + weights.flow * flow
+            found["flow"] = flow
+        return {"loss": total, **found}
+
+    def run(
+        self,
+        until: int | None = None,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        save: Callable[[Trainer], None] | None = None,
+    ) -> None:
+        """Train up to step `until`, or to the end.
+
+        report: called with the metrics of every `log_every` steps. save: called after each state that is written.
+        """
+        keep_freed_memory()
+        settings = self.configuration
+        until = settings.steps if until is None else min(until, settings.steps)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model.train()
+        saved = time.monotonic()
+        sums: dict[str, list[float]] = {}
+        while self.step < until:
+            started = time.monotonic()
+            for name, value in self._advance().items():
+                sums.setdefault(name, []).append(value)
+            self.step += 1
+            self.seconds += time.monotonic() - started
+            if self.step % settings.log_every == 0 or self.step == until:
+                line = {"step": self.step, "seconds": round(self.seconds, 1)}
+                line |= {name: float(f"{np.mean(values):.5g}") for name, values in sums.items()}
+                sums.clear()
+                with (self.folder / METRICS_NAME).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                if report is not None:
+                    report(line)
+            if time.monotonic() - saved > settings.save_every or self.step == until:
+                self.save_state()
+                if save is not None:
+                    save(self)
+                saved = time.monotonic()
+
+    def _advance(self) -> dict[str, float]:
+        settings = self.configuration
+        rng = np.random.default_rng([settings.seed, self.step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        joint = self.step >= settings.backbone_steps
+        rate = learning_rate(self.step, settings.steps, settings.optimiser)
+        pictures = sum(settings.batch.images.values())
+        metrics: dict[str, float] = {}
+        total = 0.0
+        # One body at a time: its prompts are of one length, and its activations stay in the cache.
+        for name, images in settings.batch.images.items():
+            batch = self.bodies[name].draw(
+                rng, images, settings.batch.prompts_per_image, settings.augmentation
+            )
+            found = self.losses(batch, joint, generator)
+            (found["loss"] * (images / pictures)).backward()
+            total += found.pop("loss").item() * images / pictures
+            metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
+        norm = nn.utils.clip_grad_norm_(self._parameters, settings.optimiser.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        # A short memory at first: the initial weights are noise.
+        decay = min(settings.optimiser.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
+        return {"loss": total, "learning_rate": rate, "gradient": norm.item(), **metrics}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the averaged weights."""
+        return self.folder / "checkpoint"
+
+    def save_checkpoint(self) -> None:
+        """Write the averaged weights, in bfloat16, with the statistics of every body."""
+        statistics = {
+            name: {
+                "channels": body.meta.channels,
+                "q01": body.statistics.q01.tolist(),
+                "q99": body.statistics.q99.tolist(),
+                "control_rate": 1.0 / body.meta.step,
+                "horizon": body.meta.horizon,
+            }
+            for name, body in self.bodies.items()
+        }
+        save_checkpoint(self.checkpoint, self.average, self.processor, statistics, dtype=torch.bfloat16)
+
+    def save_state(self) -> None:
+        """Write all that is needed to go on."""
+        state = {
+            "version": _STATE_VERSION,
+            "step": self.step,
+            "seconds": self.seconds,
+            "configuration": self.configuration.model_dump_json(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+        }
+        partial = self.folder / (STATE_NAME + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.folder / STATE_NAME)
+
+    def resume(self) -> None:
+        """Go on from the folder's state. Raises TrainingError when there is none or it is of another model."""
+        path = self.folder / STATE_NAME
+        if not path.is_file():
+            raise TrainingError(f"{path}: no such file; nothing to resume from")
+        try:
+            state = torch.load(path, weights_only=True)
+            if state["version"] != _STATE_VERSION:
+                raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.heads.load_state_dict(state["heads"])
+            self._optimiser.load_state_dict(state["optimiser"])
+        except Exception as error:
+            raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._forget_metrics()
+
+    def _forget_metrics(self) -> None:
+        """Drop what was logged after the state was written: those steps are run again."""
+        path = self.folder / METRICS_NAME
+        if not path.is_file():
+            return
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        kept = [line for line in lines if line["step"] <= self.step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def prepare(configuration: TrainingConfiguration, data: Path, folder: Path) -> Trainer:
+    """A trainer of a fresh model on the demonstrations in `data`, one folder per embodiment."""
+    model, processor = build_tiny(configuration.seed)
+    expert = model.config.action_expert
+    folders = {name: data / name for name in configuration.batch.images}
+    bodies = load_bodies(folders, processor, (expert.horizon, expert.channels), configuration.normalisation)
+    return Trainer(configuration, bodies, model, processor, folder)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: giving each activation back to the kernel costs a tenth of a step."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 256 * 2**20)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations: content, determinism, going on, damage."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from qwen_vla_ros.embodiment import load_embodiment, normalise
+from qwen_vla_ros.sim import make_world
+from qwen_vla_ros.training import demonstrations
+from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.seeds import TRAINING_SEEDS, evaluation_scene, training_scene
+
+SAMPLES, SHARD = 12, 8
+TIAGO = "tiago_base"
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    return shutil.copytree(data / TIAGO, tmp_path / TIAGO)
+
+
+def make(folder, samples=SAMPLES, seed=3):
+    return demonstrations.make(load_embodiment(TIAGO), folder, samples, seed=seed, shard_size=SHARD)
+
+
+def test_shapes_and_content(data):
+    meta, arrays = demonstrations.read_all(data / "franka_panda")
+    assert meta.shards == 2
+    assert arrays["images"].shape == (SAMPLES, 1, 128, 128, 3)
+    assert arrays["actions"].shape == (SAMPLES, 3, 16, 8)
+    assert np.isfinite(arrays["actions"]).all()
+    assert (arrays["scenes"] >= TRAINING_SEEDS).all()
+    for row in range(SAMPLES):
+        for goal in range(3):
+            target = arrays["targets"][row, goal]
+            colour = meta.colours[arrays["colours"][row, target]]
+            assert arrays["instructions"][row, goal] == f"reach the {colour} cube"
+
+
+def test_label_is_the_place_of_the_colour(data):
+    """The pixel that a label points at has the colour of its object, unless the arm hides it."""
+    meta, arrays = demonstrations.read_all(data / "franka_panda")
+    strongest = {"red": 0, "green": 1, "blue": 2}
+    hits = trials = 0
+    for row in range(SAMPLES):
+        for index, number in enumerate(arrays["colours"][row]):
+            colour = meta.colours[number]
+            if colour not in strongest or not arrays["visible"][row, 0, index]:
+                continue
+            column, line = (arrays["pixels"][row, 0, index] * 128).astype(int)
+            hits += int(arrays["images"][row, 0, line, column].argmax()) == strongest[colour]
+            trials += 1
+    assert trials >= 12
+    assert hits >= 0.75 * trials
+
+
+def test_actions_end_at_the_goal(data):
+    """From every state the expert's chunk approaches the target's posture."""
+    meta, arrays = demonstrations.read_all(data / "franka_panda")
+    with make_world("franka_panda") as world:
+        for row in range(4):
+            world.reset(meta.task, int(arrays["scenes"][row]))
+            joints = dict(zip(meta.joints, arrays["state"][row].tolist(), strict=True))
+            for goal in world.goals():
+                label = [str(text) for text in arrays["instructions"][row]].index(goal.instruction)
+                chunk = arrays["actions"][row, label]
+                point = world.task.point(world, goal)
+                names = [name.split("/")[1] for name in meta.channels]
+                distance = []
+                for posture in (joints, dict(zip(names, chunk[-1].tolist(), strict=True))):
+                    world.teleport(posture)
+                    distance.append(np.linalg.norm(world.tool(goal.arm) - point))
+                before, after = distance
+                assert after < max(0.02, 0.9 * before)
+
+
+def test_same_seed_same_bytes_and_going_on(data, tmp_path):
+    folder = tmp_path / TIAGO
+    meta = make(folder)
+    first = demonstrations.shard_path(folder, 0)
+    expected = {shard: demonstrations.read_shard(data / TIAGO, meta, shard) for shard in (0, 1)}
+    stamp = first.stat().st_mtime_ns
+    demonstrations.shard_path(folder, 1).unlink()
+    meta = make(folder)
+    assert first.stat().st_mtime_ns == stamp
+    for shard, arrays in expected.items():
+        found = demonstrations.read_shard(folder, meta, shard)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_another_seed_is_another_set(data, tmp_path):
+    meta = make(tmp_path / TIAGO, samples=2, seed=4)
+    found = demonstrations.read_shard(tmp_path / TIAGO, meta, 0)
+    here = demonstrations.read_shard(data / TIAGO, demonstrations.read_meta(data / TIAGO), 0)
+    assert not set(found["scenes"]) & set(here["scenes"])
+    with pytest.raises(TrainingError, match="seed is 4, expected 3"):
+        make(tmp_path / TIAGO, samples=2)
+
+
+def test_more_samples_extend_the_folder(copy):
+    before = demonstrations.read_shard(copy, demonstrations.read_meta(copy), 0)
+    meta = make(copy, samples=SAMPLES + 6)
+    _, arrays = demonstrations.read_all(copy)
+    assert len(arrays["scenes"]) == meta.samples == SAMPLES + 6
+    np.testing.assert_array_equal(arrays["images"][:SHARD], before["images"])
+
+
+def test_statistics_are_quantiles_of_the_labels(data):
+    for name in ("franka_panda", TIAGO):
+        meta, arrays = demonstrations.read_all(data / name)
+        rows = arrays["actions"].reshape(-1, len(meta.channels)).astype(float)
+        quantities = demonstrations.read_statistics(data / name, meta)
+        np.testing.assert_allclose(quantities["q01"], np.quantile(rows, 0.01, axis=0))
+        np.testing.assert_allclose(quantities["q99"], np.quantile(rows, 0.99, axis=0))
+        statistics = demonstrations.statistics(quantities)
+        inside = np.abs(normalise(rows, statistics)) < 1
+        assert 0.95 < inside.mean() <= 1
+
+
+def test_constant_channel_keeps_a_width(data):
+    """A gripper that stays open normalises to 0 and back to itself."""
+    meta = demonstrations.read_meta(data / "franka_panda")
+    statistics = demonstrations.statistics(
+        demonstrations.read_statistics(data / "franka_panda", meta), floor=0.02
+    )
+    gripper = meta.channels.index("gripper/panda_finger_joint1")
+    assert statistics.q99[gripper] - statistics.q01[gripper] == pytest.approx(0.02)
+    assert (statistics.q99[gripper] + statistics.q01[gripper]) / 2 == pytest.approx(0.04)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(TrainingError, match=r"nowhere/meta.json: no such file; expected demonstrations"):
+        demonstrations.read_all(tmp_path / "nowhere")
+
+
+def test_damaged_meta(copy):
+    (copy / "meta.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"meta.json: not a description of demonstrations"):
+        demonstrations.read_meta(copy)
+
+
+def test_other_version(copy):
+    content = json.loads((copy / "meta.json").read_text())
+    (copy / "meta.json").write_text(json.dumps(content | {"version": 99}))
+    with pytest.raises(TrainingError, match="version 99, expected 'qwen_vla_ros demonstrations' version 1"):
+        demonstrations.read_meta(copy)
+
+
+def test_truncated_shard(copy):
+    path = demonstrations.shard_path(copy, 1)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(TrainingError, match=r"shard-00001.npz: damaged shard .* delete it"):
+        demonstrations.read_all(copy)
+
+
+def test_missing_shard(copy):
+    demonstrations.shard_path(copy, 1).unlink()
+    with pytest.raises(TrainingError, match=r"shard-00001.npz: no such file"):
+        demonstrations.read_all(copy)
+
+
+def test_shard_of_another_body(copy, data):
+    shutil.copy(demonstrations.shard_path(data / "franka_panda", 0), demonstrations.shard_path(copy, 0))
+    with pytest.raises(TrainingError, match=r"actions \(16, 8\), expected \(8, 3\)"):
+        demonstrations.read_all(copy)
+
+
+def test_training_and_evaluation_scenes_are_disjoint():
+    assert training_scene(0, 0) > evaluation_scene(TRAINING_SEEDS - 2, 1)
+    assert training_scene(1, 0) > training_scene(0, 2**20 - 1)
+    with pytest.raises(ValueError, match="training has the rest"):
+        evaluation_scene(TRAINING_SEEDS - 1, 1)
