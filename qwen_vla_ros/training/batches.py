@@ -25,8 +25,8 @@ class Batch:
 
     Attributes:
         pixel_values, image_grid_thw: As QwenVLAProcessor.images gives them, n * v pictures.
-        prompts: input_ids, attention_mask, position_ids, as QwenVLAProcessor.collate gives them; those of a picture
-            follow one another.
+        prompts: input_ids, attention_mask, position_ids, as QwenVLAProcessor.collate gives them; those
+            of a picture follow one another.
         actions: Normalised, zero outside the mask. Shape (b, H, K).
         mask: Shape (b, H, K).
         grounding: See Grounding.
@@ -78,7 +78,7 @@ class BodyDemonstrations:
     def draw(
         self, rng: np.random.Generator, images: int, prompts: int, augment: AugmentationConfiguration
     ) -> Batch:
-        """`images` pictures at random, each with `prompts` of its instructions; repeated where it has fewer."""
+        """`images` pictures at random, each with `prompts` of its goals, some twice if it has fewer."""
         rows = rng.choice(len(self), size=images, replace=images > len(self))
         goals = np.concatenate([self._some(rng, int(self._goals[row]), prompts) for row in rows])
         return self.batch(rows, goals, prompts, rng, augment)
@@ -155,7 +155,8 @@ def _compare(folder: Path, meta: demonstrations.Meta, embodiment: Embodiment) ->
     for name, value in expected.items():
         if getattr(meta, name) != value:
             raise TrainingError(
-                f"{folder / 'meta.json'}: {name} is {getattr(meta, name)!r}, embodiment {embodiment.name!r} has {value!r}"
+                f"{folder / 'meta.json'}: {name} is {getattr(meta, name)!r}, "
+                f"embodiment {embodiment.name!r} has {value!r}"
             )
 
 

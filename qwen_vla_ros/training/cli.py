@@ -82,6 +82,9 @@ def train(
 def _train(trainer: Trainer, until: int | None) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from qwen_vla_ros.training.plot import draw
+    from qwen_vla_ros.training.trainer import METRICS_NAME
+
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -98,11 +101,17 @@ def _train(trainer: Trainer, until: int | None) -> None:
             progress.update(bar, completed=line["step"], loss=f"{line['loss']:.3f}", action=action)
             if not progress.console.is_terminal:
                 progress.console.print(
-                    f"step {line['step']}/{total}  {line['seconds']:.0f} s  loss {line['loss']:.3f}  action {action}"
+                    f"step {line['step']}/{total}  {line['seconds']:.0f} s  "
+                    f"loss {line['loss']:.3f}  action {action}"
                 )
 
         trainer.run(until, report=report, save=lambda each: each.save_checkpoint())
     typer.echo(f"{trainer.checkpoint}: weights of step {trainer.step}")
+    picture = trainer.folder / "metrics.png"
+    try:
+        draw(trainer.folder / METRICS_NAME, picture)
+    except ModuleNotFoundError as error:
+        typer.echo(f"{picture}: not drawn, the module {error.name!r} is missing", err=True)
 
 
 def evaluate(

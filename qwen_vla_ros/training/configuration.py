@@ -24,18 +24,18 @@ class BatchConfiguration(_Strict):
     flow_prompts_per_image: of these, how many go through the action expert, which costs most of a step."""
 
     images: dict[str, int] = Field(min_length=1)
-    prompts_per_image: int = Field(3, ge=1)
-    flow_prompts_per_image: int = Field(3, ge=1)
+    prompts_per_image: int = Field(default=3, ge=1)
+    flow_prompts_per_image: int = Field(default=3, ge=1)
 
 
 class OptimiserConfiguration(_Strict):
     """AdamW; linear warm-up, flat, cosine decay to `final`; `ema` averages the weights that are kept."""
 
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
     betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(0.01, ge=0.0)
-    clip: float = Field(1.0, gt=0.0)
-    warmup: int = Field(100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    clip: float = Field(default=1.0, gt=0.0)
+    warmup: int = Field(default=100, ge=0)
     flat: float = Share
     final: float = Share
     ema: float = Share
@@ -44,9 +44,9 @@ class OptimiserConfiguration(_Strict):
 class LossConfiguration(_Strict):
     """Weights of the losses."""
 
-    flow: float = Field(1.0, ge=0.0)
-    action: float = Field(1.0, ge=0.0)
-    grounding: float = Field(0.5, ge=0.0)
+    flow: float = Field(default=1.0, ge=0.0)
+    action: float = Field(default=1.0, ge=0.0)
+    grounding: float = Field(default=0.5, ge=0.0)
 
 
 class FlowConfiguration(_Strict):
@@ -59,13 +59,13 @@ class FlowConfiguration(_Strict):
 
 
 class AugmentationConfiguration(_Strict):
-    """Of pixels in [-1, 1], drawn per picture: gain and colour (per channel) multiply by 1 +- value, offset adds
-    +- value, noise is the standard deviation of what is added to each pixel."""
+    """Of pixels in [-1, 1], drawn per picture: gain and colour (per channel) multiply by 1 +- value, offset
+    adds +- value, noise is the standard deviation of what is added to each pixel."""
 
-    gain: float = Field(0.0, ge=0.0, lt=1.0)
-    colour: float = Field(0.0, ge=0.0, lt=1.0)
-    offset: float = Field(0.0, ge=0.0)
-    noise: float = Field(0.0, ge=0.0)
+    gain: float = Field(default=0.0, ge=0.0, lt=1.0)
+    colour: float = Field(default=0.0, ge=0.0, lt=1.0)
+    offset: float = Field(default=0.0, ge=0.0)
+    noise: float = Field(default=0.0, ge=0.0)
 
 
 class NormalisationConfiguration(_Strict):
@@ -73,7 +73,7 @@ class NormalisationConfiguration(_Strict):
 
     lower: Quantile = "q01"
     upper: Quantile = "q99"
-    floor: float = Field(0.02, gt=0.0)
+    floor: float = Field(default=0.02, gt=0.0)
 
 
 class TrainingConfiguration(_Strict):
@@ -81,11 +81,11 @@ class TrainingConfiguration(_Strict):
     save_every: wall time between states that can be resumed from [s]."""
 
     preset: Literal["tiny"] = "tiny"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
-    backbone_steps: int = Field(0, ge=0)
-    log_every: int = Field(20, gt=0)
-    save_every: float = Field(120.0, gt=0.0)
+    backbone_steps: int = Field(default=0, ge=0)
+    log_every: int = Field(default=20, gt=0)
+    save_every: float = Field(default=120.0, gt=0.0)
     batch: BatchConfiguration
     optimiser: OptimiserConfiguration
     loss: LossConfiguration = LossConfiguration()

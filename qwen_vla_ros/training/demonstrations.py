@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstrations: pictures of teleported states, each with what the expert does there for every goal of its scene.
+"""Demonstrations: pictures of teleported states, each with what the expert does for every goal of its scene.
 
-A folder holds `meta.json`, `statistics.json` and shards `shard-00000.npz` of (n pictures, v views, g goals at most, o objects):
+A folder holds `meta.json`, `statistics.json` and shards `shard-00000.npz`, of n pictures, v views, at most
+g goals and o objects:
 
     images        uint8 (n, v, h, w, 3)     RGB, views in the embodiment's order
     instructions  str (n, g)                empty where the scene has fewer goals
@@ -35,7 +36,18 @@ from qwen_vla_ros.training.seeds import training_scene
 
 FORMAT = "qwen_vla_ros demonstrations"
 VERSION = 1
-_FIELDS = "images instructions actions targets colours pixels visible places state scenes".split()
+_FIELDS = (
+    "images",
+    "instructions",
+    "actions",
+    "targets",
+    "colours",
+    "pixels",
+    "visible",
+    "places",
+    "state",
+    "scenes",
+)
 
 
 @dataclass(frozen=True)
@@ -130,13 +142,14 @@ def read_meta(folder: Path) -> Meta:
         raise TrainingError(f"{path}: not a description of demonstrations: {error}") from error
     if (meta.format, meta.version) != (FORMAT, VERSION):
         raise TrainingError(
-            f"{path}: found format {meta.format!r} version {meta.version}, expected {FORMAT!r} version {VERSION}"
+            f"{path}: found format {meta.format!r} version {meta.version}, "
+            f"expected {FORMAT!r} version {VERSION}"
         )
     return meta
 
 
 def read_shard(folder: Path, meta: Meta, shard: int) -> dict[str, np.ndarray]:
-    """Arrays of a shard, as described above. Raises TrainingError when it is missing, damaged or of another shape."""
+    """Arrays of a shard, as described above. Raises TrainingError if missing, damaged or misshapen."""
     path = shard_path(folder, shard)
     if not path.is_file():
         raise TrainingError(
@@ -192,8 +205,8 @@ def statistics(
 ) -> Statistics:
     """Normalisation from statistics.json.
 
-    lower, upper: names of the quantiles that become -1 and 1. floor: least width of a channel; a channel that is
-    constant (a gripper that stays open) is widened evenly to it [rad or m].
+    lower, upper: names of the quantiles that become -1 and 1. floor: least width of a channel; a channel
+    that is constant (a gripper that stays open) is widened evenly to it [rad or m].
     """
     low, high = np.asarray(quantities[lower], dtype=float), np.asarray(quantities[upper], dtype=float)
     missing = np.maximum(0.0, floor - (high - low)) / 2
@@ -239,7 +252,7 @@ def _claim(folder: Path, meta: Meta) -> None:
 
 
 def _shard(world: Any, meta: Meta, shard: int) -> dict[str, np.ndarray]:
-    samples = []
+    samples: list[dict[str, np.ndarray]] = []
     pictures = _pictures(world, meta, shard)
     while len(samples) < meta.size_of(shard):
         samples.append(next(pictures))

@@ -5,4 +5,4 @@ from __future__ import annotations
 
 
 class TrainingError(RuntimeError):
-    """Data, configuration or state that cannot be trained on; says which file, what was found, what was expected."""
+    """Data, configuration or state that cannot be used: which file, what was found, what was expected."""

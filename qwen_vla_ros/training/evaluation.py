@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closed-loop evaluation in physics, in lock-step and without ROS.
 
-The same chunk convention, command limits and interpolation as the executor (`motion.Follower` at the command rate,
-set-points written to the position servos); but a chunk is followed from the moment of its picture: no latency, no
-lost image. Scenes come from seeds that demonstrations never use.
+The same chunk convention, command limits and interpolation as the executor (`motion.Follower` at the command
+rate, set-points written to the position servos); but a chunk is followed from the moment of its picture: no
+latency, no lost image. Scenes come from seeds that demonstrations never use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Array = np.ndarray
 class Control(str, Enum):
     """What is run instead of the checkpoint with its own instruction.
 
-    wrong-colour: another object is named than the one that is judged. untrained: fresh weights. expert: the script.
+    wrong-colour: another object is named than the one that is judged. untrained: fresh weights. expert: the
+    script.
     """
 
     NONE = "none"
@@ -72,7 +73,8 @@ class Result:
         low, high = self.interval
         text = (
             f"{self.embodiment} {self.task}: {self.successes}/{len(self.episodes)} = {100 * self.rate:.0f} % "
-            f"(95 %: {100 * low:.0f} to {100 * high:.0f} %), median distance {100 * self.median_distance:.1f} cm"
+            f"(95 %: {100 * low:.0f} to {100 * high:.0f} %), "
+            f"median distance {100 * self.median_distance:.1f} cm"
         )
         if self.control != Control.NONE.value:
             text += f", control {self.control}, {self.named} ended at the object that was named"
@@ -142,10 +144,11 @@ def evaluate(
 
 
 def run_episode(world: World, driver: Driver, named: Goal, scene: int) -> EpisodeResult:
-    """One episode in the present scene, judged by the world's goal while `named` is what the driver is told."""
+    """One episode in the present scene, judged by the world's goal; `named` is what the driver is told."""
     embodiment = world.embodiment
     follower = Follower(embodiment)
     period, step = follower.period, 1.0 / embodiment.control_rate
+    joints = {group.name: getattr(group, "joints", ()) for group in embodiment.actions}
     start = world.time
     _measure(world, follower)
     follower.start(world.time)
@@ -160,8 +163,7 @@ def run_episode(world: World, driver: Driver, named: Goal, scene: int) -> Episod
             if isinstance(command, BaseCommand):
                 world.set_base_velocity(*command.velocity)
             else:
-                group = next(group for group in embodiment.actions if group.name == command.group)
-                world.set_joint_targets(dict(zip(group.joints, command.position, strict=True)))
+                world.set_joint_targets(dict(zip(joints[command.group], command.position, strict=True)))
         world.step(period)
         _measure(world, follower)
         if world.outcome().success and named == world.goal:

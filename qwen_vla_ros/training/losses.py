@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses beside flow matching, and the heads that they need in training only.
 
-Flow matching alone leaves a small model on a plateau for long: nothing tells it which of three colours matters before
-it sees objects at all. Grounding asks the visual tokens where each colour is and the last text token where the named
-object is; the action head asks the last text token for the chunk itself. The heads are not part of a checkpoint.
+Flow matching alone leaves a small model on a plateau for long: nothing tells it which colour matters before
+it sees objects at all. Grounding asks the visual tokens where each colour is and the last text token where
+the named object is; the action head asks the last text token for the chunk itself. The heads are not in a
+checkpoint.
 """
 
 from __future__ import annotations

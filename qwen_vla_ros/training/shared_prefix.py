@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backbone over several instructions about one picture, whose common prefix is computed once.
 
-Prompts of one body differ in the instruction alone, which comes last, and the text model is causal. So pictures and
-template are one trunk, the instructions are branches of it, and trunk and branches of a picture are one sequence in
-which a token sees its ancestors only. Equal to QwenVLAForActionPrediction.encode (test/training/test_shared_prefix.py).
+Prompts of one body differ in the instruction alone, which comes last, and the text model is causal. So
+pictures and template are one trunk, the instructions are branches of it, and trunk and branches of a picture
+are one sequence in which a token sees its ancestors only. Equal to QwenVLAForActionPrediction.encode
+(test/training/test_shared_prefix.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import l2norm
 
 from qwen_vla_ros.model.action_expert import rotate
@@ -26,7 +28,7 @@ class Tree:
 
     Attributes:
         ancestors: Whether column j is an ancestor of row i, or i itself. Shape (t, t).
-        parents: Row k holds the k-th ancestor of each token (0: itself), t where there is none. Shape (taps, t).
+        parents: Row k holds the k-th ancestor of each token (0: itself), t for none. Shape (taps, t).
     """
 
     trunk: int
@@ -71,8 +73,8 @@ def encode(
 
     Args:
         model: Whose backbone to use.
-        prompts: input_ids (b, l), attention_mask (b, l), position_ids (3, b, l), `branches` rows per picture, all of
-            them alike up to the instruction.
+        prompts: input_ids (b, l), attention_mask (b, l), position_ids (3, b, l), `branches` rows per picture,
+            all of them alike up to the instruction.
         features: Visual tokens per picture, all views. Shape (b / branches, tokens, d).
         branches: Instructions per picture.
 
@@ -102,7 +104,7 @@ def encode(
     return VLMContext(torch.cat((before, after), dim=2).flatten(0, 1), mask, positions)
 
 
-def _states(text: nn.Module, x: Tensor, positions: Tensor, tree: Tree, until: int) -> Tensor:
+def _states(text: Any, x: Tensor, positions: Tensor, tree: Tree, until: int) -> Tensor:
     cos, sin = (t[:, None] for t in text.rotary_emb(x, positions))
     for index, layer in enumerate(text.layers):
         h = layer.input_layernorm(x)
@@ -116,7 +118,7 @@ def _states(text: nn.Module, x: Tensor, positions: Tensor, tree: Tree, until: in
     return text.norm(x)
 
 
-def _linear_mixer(layer: nn.Module, x: Tensor, tree: Tree) -> Tensor:
+def _linear_mixer(layer: Any, x: Tensor, tree: Tree) -> Tensor:
     """Gated DeltaNet over a tree: the one-chunk form, with ancestors in place of all earlier tokens."""
     batch, total, _ = x.shape
     padded = F.pad(layer.in_proj_qkv(x), (0, 0, 0, 1))
@@ -146,7 +148,7 @@ def _linear_mixer(layer: nn.Module, x: Tensor, tree: Tree) -> Tensor:
     return layer.out_proj(layer.norm(out, gate).reshape(batch, total, -1))
 
 
-def _full_mixer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, tree: Tree) -> Tensor:
+def _full_mixer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, tree: Tree) -> Tensor:
     batch, total, _ = x.shape
     query, gate = layer.q_proj(x).view(batch, total, -1, 2 * layer.head_dim).chunk(2, dim=-1)
     query = rotate(layer.q_norm(query).transpose(1, 2), cos, sin)

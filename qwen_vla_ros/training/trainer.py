@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: mixed bodies, one set of weights, resumable after a kill.
 
-Every random choice of a step comes from the seed and the number of the step, so a run that was killed and resumed
-goes through the same steps as one that was not.
+Every random choice of a step comes from the seed and the number of the step, so a run that was killed and
+resumed goes through the same steps as one that was not.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import nn
 from qwen_vla_ros.model.checkpoint import save_checkpoint
 from qwen_vla_ros.model.context import VLMContext
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import shared_prefix
-from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
 from qwen_vla_ros.training.configuration import OptimiserConfiguration, TrainingConfiguration
 from qwen_vla_ros.training.errors import TrainingError
@@ -125,6 +125,7 @@ class Trainer:
             )
             part = VLMContext(context.hidden[rows], context.mask[rows], context.positions[:, rows])
             flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator).loss
+            assert flow is not None
             total = total + weights.flow * flow
             found["flow"] = flow
         return {"loss": total, **found}
@@ -137,7 +138,7 @@ class Trainer:
     ) -> None:
         """Train up to step `until`, or to the end.
 
-        report: called with the metrics of every `log_every` steps. save: called after each state that is written.
+        report: called with the metrics of every `log_every` steps. save: called after each state is written.
         """
         keep_freed_memory()
         settings = self.configuration
@@ -233,7 +234,7 @@ class Trainer:
         os.replace(partial, self.folder / STATE_NAME)
 
     def resume(self) -> None:
-        """Go on from the folder's state. Raises TrainingError when there is none or it is of another model."""
+        """Go on from the folder's state. Raises TrainingError when there is none or it does not fit."""
         path = self.folder / STATE_NAME
         if not path.is_file():
             raise TrainingError(f"{path}: no such file; nothing to resume from")

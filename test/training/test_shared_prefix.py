@@ -61,6 +61,6 @@ def test_same_states_as_each_prompt_alone(case):
 
 
 def test_refuses_rows_that_do_not_divide(case):
-    model, prompts, pictures = case
+    model, prompts, _ = case
     with pytest.raises(ValueError, match="6 rows, expected 4"):
         shared_prefix.encode(model, prompts, torch.zeros(2, 16, 128), branches=4)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop on a micro model and real demonstrations."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from qwen_vla_ros.model.checkpoint import load_checkpoint
+from qwen_vla_ros.model.configuration import QwenVLAConfig
+from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+from qwen_vla_ros.model.presets import initialise_fan_in, tiny_config
+from qwen_vla_ros.model.processor import ProcessorConfig, QwenVLAProcessor
+from qwen_vla_ros.model.tiny_tokenizer import build_tiny_tokenizer
+from qwen_vla_ros.training.batches import load_bodies
+from qwen_vla_ros.training.configuration import load_configuration, parse_configuration
+from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.trainer import Trainer, learning_rate
+
+BODIES = ("franka_panda", "tiago_base")
+SHIPPED = Path(__file__).parents[2] / "config" / "training" / "tiny.yaml"
+
+
+def configuration(**changes):
+    content = {
+        "steps": 30,
+        "backbone_steps": 4,
+        "log_every": 1,
+        "save_every": 1e6,
+        "batch": {
+            "images": dict.fromkeys(BODIES, 2),
+            "prompts_per_image": 3,
+            "flow_prompts_per_image": 2,
+        },
+        "optimiser": {"learning_rate": 3e-3, "warmup": 2, "flat": 0.5, "final": 0.1, "ema": 0.9},
+        "augmentation": {"gain": 0.1, "colour": 0.05, "offset": 0.05, "noise": 0.02},
+    }
+    return parse_configuration({**content, **changes}, "test")
+
+
+def micro():
+    """The tiny preset, a quarter as wide and half as deep."""
+    tokenizer = build_tiny_tokenizer()
+    content = tiny_config(tokenizer).to_dict()
+    text, vision = content["backbone"]["text_config"], content["backbone"]["vision_config"]
+    text |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text |= {"layer_types": ["linear_attention", "full_attention"], "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "linear_num_key_heads": 1, "linear_num_value_heads": 1}
+    vision |= {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    content["action_expert"] |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
+    content["action_expert"] |= {"intermediate_size": 64, "timestep_dim": 32}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = QwenVLAForActionPrediction(QwenVLAConfig(**content))
+        initialise_fan_in(model)
+    return model, QwenVLAProcessor(tokenizer, ProcessorConfig(image_size=(128, 128), chat=False))
+
+
+def trainer(data, folder, **changes):
+    settings = configuration(**changes)
+    model, processor = micro()
+    folders = {name: data / name for name in BODIES}
+    return Trainer(
+        settings, load_bodies(folders, processor, (16, 32), settings.normalisation), model, processor, folder
+    )
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_thirty_steps_lower_every_loss(data, tmp_path):
+    run = trainer(data, tmp_path)
+    run.run()
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert "franka_panda/flow" not in lines[3]
+    for name in BODIES:
+        for loss, first in (("tokens", 0), ("action", 0), ("flow", 4)):
+            before = sum(line[f"{name}/{loss}"] for line in lines[first : first + 4])
+            after = sum(line[f"{name}/{loss}"] for line in lines[-4:])
+            assert after < 0.95 * before, (name, loss)
+
+
+def test_resumed_run_is_the_same_run(data, tmp_path):
+    whole = trainer(data, tmp_path / "whole", steps=10)
+    whole.run()
+    first = trainer(data, tmp_path / "parts", steps=10)
+    first.run(until=6)
+    second = trainer(data, tmp_path / "parts", steps=10)
+    # Metrics of steps after the state, as a kill leaves them, are run and written again.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": 1000.0}\n')
+    second.resume()
+    assert second.step == 6
+    second.run()
+    for a, b in ((whole.model, second.model), (whole.average, second.average), (whole.heads, second.heads)):
+        for (name, expected), found in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.equal(expected, found), name
+    assert [line["loss"] for line in metrics(tmp_path / "whole")] == [
+        line["loss"] for line in metrics(tmp_path / "parts")
+    ]
+
+
+def test_checkpoint_holds_average_and_statistics(data, tmp_path):
+    run = trainer(data, tmp_path)
+    run.run(until=2, save=lambda each: each.save_checkpoint())
+    loaded = load_checkpoint(run.checkpoint)
+    assert set(loaded.statistics) == set(BODIES)
+    body = run.bodies["tiago_base"]
+    assert loaded.statistics["tiago_base"]["q99"] == pytest.approx(body.statistics.q99.tolist())
+    assert loaded.statistics["tiago_base"]["horizon"] == 8
+    stored = dict(loaded.model.named_parameters())
+    for name, value in run.average.named_parameters():
+        torch.testing.assert_close(stored[name].float(), value, rtol=1e-2, atol=1e-2)
+    assert not any("heads" in name for name in stored)
+    assert loaded.config.flow.tau_distribution == "beta"
+
+
+def test_nothing_to_resume(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"state.pt: no such file"):
+        trainer(data, tmp_path).resume()
+
+
+def test_damaged_state(data, tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match=r"state.pt: cannot be resumed from"):
+        trainer(data, tmp_path).resume()
+
+
+def test_gradient_that_is_not_finite_ends_the_run(data, tmp_path):
+    run = trainer(data, tmp_path)
+    with torch.no_grad():
+        run.heads.tokens.weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match="step 0: gradient is not finite"):
+        run.run(until=1)
+
+
+def test_body_without_demonstrations(data, tmp_path):
+    settings = configuration(batch={"images": {"aloha_viperx": 1}})
+    model, processor = micro()
+    with pytest.raises(TrainingError, match="no demonstrations of aloha_viperx"):
+        Trainer(settings, {}, model, processor, tmp_path)
+
+
+def test_folder_of_another_body(data, tmp_path):
+    shutil.copytree(data / "tiago_base", tmp_path / "franka_panda")
+    _, processor = micro()
+    with pytest.raises(TrainingError, match="demonstrations of 'tiago_base', expected 'franka_panda'"):
+        load_bodies(
+            {"franka_panda": tmp_path / "franka_panda"}, processor, (16, 32), configuration().normalisation
+        )
+
+
+def test_schedule():
+    optimiser = configuration().optimiser
+    rates = [learning_rate(step, 100, optimiser) / optimiser.learning_rate for step in range(100)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[49] == 1.0
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[75] == pytest.approx(0.55, abs=0.02)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_shipped_configuration_is_valid():
+    settings = load_configuration(SHIPPED)
+    assert set(settings.batch.images) == {"franka_panda", "aloha_viperx", "tiago_base", "unitree_g1"}
+
+
+def test_configuration_faults_are_named(tmp_path):
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["optimiser"]["learning_rate"] = -1
+    content["loss"]["colour"] = 1
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(TrainingError) as caught:
+        load_configuration(path)
+    assert "bad.yaml: optimiser.learning_rate: Input should be greater than 0" in str(caught.value)
+    assert "loss.colour: Extra inputs are not permitted" in str(caught.value)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_configuration(tmp_path / "none.yaml")
