@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image traffic between processes: three cameras that send, and a receiver.
+
+    python -m qwen_vla_ros.bench._image_traffic send SECONDS
+    python -m qwen_vla_ros.bench._image_traffic receive SECONDS
+
+Each prints one line of JSON at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+VIEWS = ("ego", "cam_left_wrist", "cam_right_wrist")
+RATE = 30.0
+WIDTH, HEIGHT = 640, 480
+DISCOVERY = 20.0
+
+
+def topic(view: str) -> str:
+    return f"camera/{view}/image_raw"
+
+
+def send(seconds: float) -> dict[str, int]:
+    """Send the images of three cameras for some seconds, from the moment that all are subscribed to."""
+    import array
+
+    import numpy as np
+    import rclpy
+    from sensor_msgs.msg import Image
+
+    from qwen_vla_ros.nodes import qos
+
+    rclpy.init()
+    node = rclpy.create_node("cameras")
+    publishers = [node.create_publisher(Image, topic(view), qos.IMAGE) for view in VIEWS]
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    images = [
+        Image(
+            height=HEIGHT,
+            width=WIDTH,
+            step=3 * WIDTH,
+            encoding="rgb8",
+            data=array.array("B", np.roll(pixels, i).tobytes()),
+        )
+        for i in range(len(VIEWS))
+    ]
+    deadline = time.monotonic() + DISCOVERY
+    while not all(publisher.get_subscription_count() for publisher in publishers):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody subscribed within {DISCOVERY} s")
+        time.sleep(0.01)
+    # The receiver matches a moment after the sender.
+    time.sleep(0.5)
+    frames = round(seconds * RATE)
+    start = time.monotonic()
+    for k in range(frames):
+        stamp = node.get_clock().now().to_msg()
+        for image, publisher in zip(images, publishers, strict=True):
+            image.header.stamp = stamp
+            publisher.publish(image)
+        time.sleep(max(0.0, start + (k + 1) / RATE - time.monotonic()))
+    time.sleep(0.5)
+    node.destroy_node()
+    rclpy.shutdown()
+    return {"sent": frames * len(VIEWS)}
+
+
+def receive(seconds: float) -> dict[str, int]:
+    """Count images until none has come for a second."""
+    import rclpy
+    from sensor_msgs.msg import Image
+
+    from qwen_vla_ros.nodes import qos
+
+    rclpy.init()
+    node = rclpy.create_node("receiver")
+    seen: list[float] = []
+    for view in VIEWS:
+        node.create_subscription(Image, topic(view), lambda _: seen.append(time.monotonic()), qos.IMAGE)
+    deadline = time.monotonic() + DISCOVERY + 2 * seconds
+    while time.monotonic() < (seen[-1] + 1.0 if seen else deadline):
+        rclpy.spin_once(node, timeout_sec=0.1)
+    node.destroy_node()
+    rclpy.shutdown()
+    return {"received": len(seen)}
+
+
+@contextmanager
+def process(role: str, seconds: float, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """The process of a role; ended when left."""
+    command = [sys.executable, "-m", __spec__.name, role, str(seconds)]
+    popen = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield popen
+    finally:
+        if popen.poll() is None:
+            popen.terminate()
+        popen.wait(10.0)
+
+
+def report(popen: subprocess.Popen[str], timeout: float) -> dict[str, int]:
+    """What a process printed last."""
+    output, _ = popen.communicate(timeout=timeout)
+    if popen.returncode:
+        raise RuntimeError(f"{popen.args} ended with {popen.returncode}")
+    return json.loads(output.splitlines()[-1])
+
+
+def private_environment(**changes: str | None) -> dict[str, str]:
+    """This environment in a ROS domain that only this benchmark uses, on loopback."""
+    environment = {
+        **os.environ,
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 101),
+    }
+    for name, value in changes.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = value
+    return environment
+
+
+if __name__ == "__main__":
+    print(json.dumps({"send": send, "receive": receive}[sys.argv[1]](float(sys.argv[2]))))
