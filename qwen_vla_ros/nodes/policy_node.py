@@ -57,7 +57,7 @@ class PolicyNode(BodyNode):
         super().__init__("policy")
         declare(self, "checkpoint", "", "Checkpoint folder; empty for the one that comes with the package")
         declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
-        declare(self, "threads", 0, "CPU threads of the model; 0 leaves the number to torch", 0, 1024)
+        declare(self, "threads", 0, "CPU threads of the model; 0 means one less than there are CPUs", 0, 1024)
         declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
         declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)
         declare(

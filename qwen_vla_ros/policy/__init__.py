@@ -23,7 +23,7 @@ def load_policy(
         device: A torch device, or `auto`: CUDA where there is some, else CPU.
         steps: Euler steps; the checkpoint's own number without it.
         temperature: Scale of the initial noise; the checkpoint's own without it.
-        threads: CPU threads of torch in this process; unchanged without it.
+        threads: CPU threads of torch in this process; one less than there are CPUs without it, at least 1.
 
     Raises:
         CheckpointError: The folder is not a usable checkpoint; names the file and what to do.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,13 @@ class _Configured:
     embodiment: Embodiment
     statistics: Statistics
     mask: torch.Tensor  # (1, H, K)
+
+
+def usable_cpus() -> int:
+    """Number of CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_device(device: str) -> torch.device:
@@ -68,8 +76,8 @@ class LocalPolicy:
                 raise PolicyError(f"{name}: expected at least 1, found {value}")
         if temperature is not None and not 0.0 <= temperature < float("inf"):
             raise PolicyError(f"temperature: expected 0 or more, found {temperature}")
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # A thread that waits for a busy core holds up the others: leave one for the rest of the robot.
+        torch.set_num_threads(max(1, usable_cpus() - 1) if threads is None else threads)
         self._checkpoint = checkpoint
         self._model = checkpoint.model.eval()
         self._processor = checkpoint.processor

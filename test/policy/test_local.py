@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,13 @@ def test_steps_and_temperature_are_options(random_checkpoint: Path, panda: Embod
 def test_bad_options(random_checkpoint: Path, options: dict, message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         load_policy(random_checkpoint, **{"device": "cpu", **options})
+
+
+def test_threads_leave_a_core_to_others(random_checkpoint: Path) -> None:
+    load_policy(random_checkpoint, "cpu")
+    assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) - 1)
+    load_policy(random_checkpoint, "cpu", threads=1)
+    assert torch.get_num_threads() == 1
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
