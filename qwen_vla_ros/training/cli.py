@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from qwen_vla_ros.training.evaluation import Control
     from qwen_vla_ros.training.trainer import Trainer
 
 data = typer.Typer(help="Make demonstrations in simulation.", no_args_is_help=True, add_completion=False)
@@ -152,7 +153,7 @@ def evaluate(
                 episodes,
                 seed,
                 task or None,
-                evaluation.Control(control),
+                _control(control),
                 progress=lambda _: progress.advance(bar),
             )
     except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:
@@ -161,6 +162,17 @@ def evaluate(
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(encoder.dumps(asdict(result), indent=1) + "\n")
+
+
+def _control(name: str) -> Control:
+    from qwen_vla_ros.training.errors import TrainingError
+    from qwen_vla_ros.training.evaluation import Control
+
+    try:
+        return Control(name)
+    except ValueError as error:
+        expected = ", ".join(each.value for each in Control)
+        raise TrainingError(f"--control: found {name!r}, expected one of {expected}") from error
 
 
 def _fail(error: Exception) -> typer.Exit:

@@ -172,9 +172,9 @@ def run_episode(world: World, driver: Driver, named: Goal, scene: int) -> Episod
     return EpisodeResult(
         scene=scene,
         instruction=named.instruction,
-        success=outcome.success,
-        named=world.task.near(world, named),
-        distance=outcome.distance,
+        success=bool(outcome.success),
+        named=bool(world.task.near(world, named)),
+        distance=float(outcome.distance),
         seconds=round(world.time - start, 3),
         detail=outcome.detail,
     )
