@@ -37,10 +37,13 @@ def run_module(name: str) -> list[BenchResult]:
     """
     with tempfile.TemporaryDirectory(prefix="qwen_vla_bench_") as folder:
         out = Path(folder) / "results.json"
+        # A domain of its own: what else runs from this checkout must not be heard.
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(1 + os.getpid() % 101)}
         command = [sys.executable, "-m", "qwen_vla_ros.bench", "--module", name, "--out", str(out)]
         try:
             result = subprocess.run(
                 command,
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -101,7 +104,7 @@ def run_all(names: list[str], out: Path, console: Console) -> bool:
             faults[name] = str(error)
     console.print(table(results))
     for fault in faults.values():
-        console.print(fault, style="red", markup=False)
+        console.print(fault, style="red", markup=False, highlight=False, soft_wrap=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": machine(),
