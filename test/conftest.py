@@ -235,15 +235,20 @@ def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
 
+    ended = threading.Event()
+
     def spin() -> None:
+        # Not executor.spin(): shutdown() from another thread destroys what it is using.
         with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
+            while not ended.is_set():
+                executor.spin_once(timeout_sec=0.1)
 
     thread = threading.Thread(target=spin, name="test_node")
     thread.start()
     yield node
-    executor.shutdown()
+    ended.set()
     thread.join(5.0)
+    executor.shutdown()
     node.destroy_node()
     rclpy.shutdown(context=context)
     assert not thread.is_alive(), "the spinning thread of the test node did not end"

@@ -33,6 +33,9 @@ STATUS_PERIOD = 0.1
 # How long the clock may stand still during a task, wall time [s].
 CLOCK_PATIENCE = 5.0
 
+# How long the process lives on after the result of a task [s].
+RESULT_PATIENCE = 0.2
+
 # Codes below it are ordinary ends of a task.
 FIRST_ERROR = 100
 
@@ -106,6 +109,7 @@ class ExecutorNode(BodyNode):
         self._timers: list = []
         self._task: ActiveTask | None = None
         self._next_task_id = time.time_ns()
+        self._ended = -math.inf
         self._commands = 0
 
     # Lifecycle
@@ -190,10 +194,11 @@ class ExecutorNode(BodyNode):
 
     @property
     def busy(self) -> bool:
-        return self.active and self._task is not None
+        # A result that was decided needs a few turns of the loop to reach the client.
+        return self.active and (self._task is not None or time.monotonic() < self._ended + RESULT_PATIENCE)
 
     def prepare_end(self) -> None:
-        if self.busy:
+        if self.active and self._task is not None:
             self._decide(Trouble(Result.EXECUTOR_SHUTDOWN, "the executor was asked to end during the task"))
 
     # What is heard
@@ -526,6 +531,7 @@ class ExecutorNode(BodyNode):
         self._publish_task(task.task_id, False, task.instruction)
         self._set_state(State.STATE_IDLE, verdict if verdict.code >= FIRST_ERROR else None)
         _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)
+        self._ended = time.monotonic()
 
     def _fault(self, reason: str) -> None:
         trouble = Trouble(Result.CHUNK_INVALID, reason)

@@ -97,7 +97,7 @@ class PolicyNode(BodyNode):
         try:
             self._policy = self._load(self.value("checkpoint"), self.value("device"), **options)
             self._policy.configure(embodiment)
-        except PolicyError as error:
+        except RuntimeError as error:  # PolicyError, CheckpointError, and what torch says of a device
             raise ConfigurationError(str(error)) from error
         self._inbox = Inbox(embodiment)
         # Loading took time in which cameras could appear; one look is the least.

@@ -47,14 +47,14 @@ class Stack:
         chunks: messages of `action_chunk`.
     """
 
-    def __init__(self, spawn: Any, node: Any, wait_for: Any):
+    def __init__(self, spawn: Any, node: Any, wait_for: Any, namespace: str = ""):
         from qwen_vla_ros.action import ExecuteTask
         from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, WorldStatus
         from rclpy.action import ActionClient
 
         from qwen_vla_ros.nodes import qos
 
-        self.namespace = f"/test{next(_names)}"
+        self.namespace = namespace or f"/test{next(_names)}"
         self.node, self._spawn, self.wait_for = node, spawn, wait_for
         self.executor: list = []
         self.policy: list = []
@@ -76,7 +76,8 @@ class Stack:
         self, executable: Any, arguments=(), remap: dict[str, str] | None = None, **parameters: Any
     ) -> Any:
         """Start a process; `remap` by relative names."""
-        ros = ["-r", f"__ns:={self.namespace}"]
+        # A clock of its own, too: the processes of another test may still be there.
+        ros = ["-r", f"__ns:={self.namespace}", "-r", f"/clock:={self.namespace}/clock"]
         for old, new in (remap or {}).items():
             ros += ["-r", f"{old}:={new}"]
         if executable != "sim":
@@ -120,7 +121,12 @@ class Stack:
         self.policy_process.end()
         self.policy.clear()
         self.policy_process = self.fake_policy(mode)
-        self.wait_for(lambda: self.policy, 30.0, "the heartbeat of the new policy")
+        # Messages of the one before may still be on their way.
+        self.wait_for(
+            lambda: self.policy and self.policy[-1].checkpoint == mode,
+            30.0,
+            "the heartbeat of the new policy",
+        )
         return self.policy_process
 
     def wait_state(self, state: int, timeout: float = 20.0) -> Any:
@@ -144,6 +150,9 @@ class Stack:
 
         self.wait_for(moving, 40.0, f"{chunks} chunks to be followed")
         return task
+
+    def watch(self) -> Watch:
+        return Watch(self)
 
     def relay(self, kind: type, source: str, target: str, change=lambda message: message) -> Relay:
         """Pass messages on, changed; the robot's parts are started with their names remapped to `target`."""
@@ -171,6 +180,31 @@ class Relay:
         self._node.destroy_subscription(self.subscription)
 
 
+class Watch:
+    """Speed of the fastest joint over robot time."""
+
+    def __init__(self, stack):
+        from sensor_msgs.msg import JointState
+
+        from qwen_vla_ros.nodes import qos
+
+        self.rows: list[tuple[float, float]] = []
+        stack.node.create_subscription(JointState, stack.name("joint_states"), self._keep, qos.SENSOR)
+
+    def _keep(self, message: Any) -> None:
+
+        stamp = message.header.stamp
+        self.rows.append((stamp.sec + stamp.nanosec * 1e-9, max(map(abs, message.velocity[:7]))))
+
+    @property
+    def now(self) -> float:
+        return self.rows[-1][0]
+
+    def last_motion(self, after: float, speed: float = 0.02) -> float:
+        """Time of the last sample faster than `speed` [rad/s]; what a servo's settling leaves is slower."""
+        return max((t for t, v in self.rows if t >= after and v > speed), default=after)
+
+
 @pytest.fixture
 def stack(spawn, ros_node, wait_for) -> Stack:
     return Stack(spawn, ros_node, wait_for)
@@ -185,6 +219,21 @@ def panda(module_spawn, module_ros_node, wait_for) -> Stack:
     stack.policy_process = stack.fake_policy()
     stack.wait_ready()
     return stack
+
+
+@pytest.fixture(scope="module")
+def panda_world(module_spawn, module_ros_node, wait_for) -> Stack:
+    """A simulated Panda, shared by the tests of a module."""
+    stack = Stack(module_spawn, module_ros_node, wait_for)
+    stack.sim()
+    stack.wait_for(lambda: stack.world, 60.0, "world_status")
+    return stack
+
+
+@pytest.fixture
+def robot(panda_world, spawn, ros_node, wait_for) -> Stack:
+    """The Panda of the module, to which a test adds an executor and a policy of its own."""
+    return Stack(spawn, ros_node, wait_for, panda_world.namespace)
 
 
 @pytest.fixture(scope="session")

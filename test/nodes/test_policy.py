@@ -25,28 +25,28 @@ PANDA = load_embodiment("franka_panda")
 CAMERA = "camera/ego/image_raw"
 
 
-def test_pixels_move_the_robot(stack, checkpoint):
-    stack.sim()
-    stack.run_executor()
-    policy = stack.start("policy", embodiment="franka_panda", checkpoint=str(checkpoint), seed=3)
-    stack.wait_ready(timeout=90.0)
-    result = stack.send("reach the red cube", time_limit=3.0).result(60.0)
+def test_pixels_move_the_robot(robot, checkpoint):
+    robot.run_executor()
+    policy = robot.start("policy", embodiment="franka_panda", checkpoint=str(checkpoint), seed=3)
+    robot.wait_ready(timeout=90.0)
+    result = robot.send("reach the red cube", time_limit=3.0).result(60.0)
     assert result.code == Result.TIME_LIMIT, result.message
     assert result.chunks >= 3
 
-    chunk = stack.chunks[-1]
+    chunk = robot.chunks[-1]
     assert chunk.embodiment == "franka_panda"
     assert tuple(chunk.channels) == PANDA.layout.names
     data = np.array(chunk.data).reshape(chunk.horizon, -1)
     home = np.array([PANDA.home[joint] for joint in PANDA.joints])
     assert (np.abs(data - home) <= 0.1 + 1e-6).all(), "not within the checkpoint's statistics"
-    assert [c.sequence for c in stack.chunks] == list(range(1, len(stack.chunks) + 1))
-    stamps = [seconds(c.header.stamp) for c in stack.chunks]
+    assert [c.sequence for c in robot.chunks] == list(range(1, len(robot.chunks) + 1))
+    stamps = [seconds(c.header.stamp) for c in robot.chunks]
     due = PANDA.execute_steps / PANDA.control_rate
-    assert (np.diff(stamps) >= due - 1e-6).all()
+    # Due when that time has passed; the newest image is up to one frame older.
+    assert (np.diff(stamps) >= due - 1 / 15 - 0.01).all()
     assert 0 < chunk.inference_time < 5.0
     assert 0 <= chunk.observation_age < 1.0
-    status = stack.policy[-1]
+    status = robot.policy[-1]
     assert list(status.views) == ["ego"]
     assert status.frames[0] > 10
     assert policy.end() == 0
@@ -77,56 +77,52 @@ def test_model_with_nan_weights_is_reported_and_publishes_nothing(stack, checkpo
         ("raises", "ZeroDivisionError: a defect of the model"),
     ],
 )
-def test_what_a_model_does_wrong_ends_the_task_and_is_not_published(stack, mode, text):
-    stack.sim()
-    stack.run_executor()
-    stack.policy_double(mode)
-    stack.wait_ready()
-    result = stack.send(time_limit=60.0).result()
+def test_what_a_model_does_wrong_ends_the_task_and_is_not_published(robot, mode, text):
+    robot.run_executor()
+    robot.policy_double(mode)
+    robot.wait_ready()
+    result = robot.send(time_limit=60.0).result()
     assert result.code == Result.MODEL_FAULT
     assert text in result.message
-    assert result.chunks == len(stack.chunks) == 2
+    assert result.chunks == len(robot.chunks) == 2
 
 
-def test_heartbeat_goes_on_while_the_model_hangs(stack):
-    stack.sim()
-    stack.run_executor()
-    stack.policy_double("hangs")
-    stack.wait_ready()
-    task = stack.running(stack.send(time_limit=60.0))
+def test_heartbeat_goes_on_while_the_model_hangs(robot):
+    robot.run_executor()
+    robot.policy_double("hangs")
+    robot.wait_ready()
+    task = robot.running(robot.send(time_limit=60.0))
     result = task.result()
     # The robot stops because chunks stay away, not because the policy seems dead.
     assert result.code == Result.CHUNK_STALE, result.message
-    stamps = [seconds(s.header.stamp) for s in stack.policy]
+    stamps = [seconds(s.header.stamp) for s in robot.policy]
     assert len(stamps) / (stamps[-1] - stamps[0]) >= 20.0
 
 
-def test_camera_that_stops_during_a_task(stack):
-    relay = stack.relay(Image, CAMERA, "relayed")
-    stack.sim()
-    stack.run_executor()
-    stack.policy_double("sound", remap={CAMERA: "relayed"})
-    stack.wait_ready()
-    task = stack.running(stack.send(time_limit=60.0))
+def test_camera_that_stops_during_a_task(robot):
+    relay = robot.relay(Image, CAMERA, "relayed")
+    robot.run_executor()
+    robot.policy_double("sound", remap={CAMERA: "relayed"})
+    robot.wait_ready()
+    task = robot.running(robot.send(time_limit=60.0))
     relay.change = None
     result = task.result()
     assert result.code == Result.CAMERA_STALE
     assert "camera ego on camera/ego/image_raw" in result.message
     assert "allowed 0.5 s" in result.message
-    states = [s.state for s in stack.policy if s.task_id == stack.chunks[-1].task_id]
+    states = [s.state for s in robot.policy if s.task_id == robot.chunks[-1].task_id]
     assert states.index(State.STATE_WAITING) < states.index(State.STATE_FAULT)
-    assert any(s.stop_duration < 0.3 for s in stack.executor if s.code == Result.CAMERA_STALE)
+    assert any(s.stop_duration < 0.3 for s in robot.executor if s.code == Result.CAMERA_STALE)
 
     relay.change = lambda message: message
-    assert stack.send(time_limit=2.0).result().code == Result.TIME_LIMIT
+    assert robot.send(time_limit=2.0).result().code == Result.TIME_LIMIT
 
 
-def test_image_of_another_encoding_or_size(stack):
-    relay = stack.relay(Image, CAMERA, "relayed")
-    stack.sim()
-    stack.run_executor()
-    stack.policy_double("sound", remap={CAMERA: "relayed"})
-    stack.wait_ready()
+def test_image_of_another_encoding_or_size(robot):
+    relay = robot.relay(Image, CAMERA, "relayed")
+    robot.run_executor()
+    robot.policy_double("sound", remap={CAMERA: "relayed"})
+    robot.wait_ready()
 
     def grey(message: Image) -> Image:
         message.encoding, message.step = "mono8", message.width
@@ -148,7 +144,7 @@ def test_image_of_another_encoding_or_size(stack):
         (torn, "49151 bytes in rows of 384 for 128x128 rgb8"),
     ):
         relay.change = change
-        result = stack.send(time_limit=60.0).result()
+        result = robot.send(time_limit=60.0).result()
         assert result.code == Result.IMAGE_INVALID
         assert text in result.message
         assert result.chunks == 0

@@ -26,9 +26,7 @@ PANDA = load_embodiment("franka_panda")
 
 def listen(stack, kind, topic, profile=qos.SENSOR) -> list:
     seen: list = []
-    stack.node.create_subscription(
-        kind, topic if topic[0] == "/" else stack.name(topic), seen.append, profile
-    )
+    stack.node.create_subscription(kind, stack.name(topic), seen.append, profile)
     return seen
 
 
@@ -42,7 +40,7 @@ def reset(stack, **request):
 
 def test_a_panda_with_its_controllers_and_cameras(stack):
     sim = stack.sim(camera_rate=20.0)
-    states, clock = listen(stack, JointState, "joint_states"), listen(stack, Clock, "/clock")
+    states, clock = listen(stack, JointState, "joint_states"), listen(stack, Clock, "clock")
     stack.wait_for(lambda: len(states) > 5 and len(clock) > 50, 40.0, "joint states and clock")
     assert set(PANDA.joints) <= set(states[-1].name)
     times = np.array([seconds(m.clock) for m in clock])

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults around the executor: each stops the robot and ends the task with its code."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from qwen_vla_ros.embodiment import load_embodiment
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from action_msgs.msg import GoalStatus
+from nav_msgs.msg import Odometry
+from qwen_vla_ros.action import ExecuteTask
+from qwen_vla_ros.msg import ExecutorStatus
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+Result = ExecuteTask.Result
+State = ExecutorStatus
+PANDA = load_embodiment("franka_panda")
+
+
+def moving_panda(stack, mode="wave", **executor):
+    stack.run_executor(**executor)
+    policy = stack.fake_policy(mode)
+    stack.wait_ready()
+    return policy
+
+
+def test_joint_missing_from_joint_states(robot):
+    def without(message: JointState) -> JointState:
+        message.name, message.position = message.name[1:], message.position[1:]
+        return message
+
+    robot.relay(JointState, "joint_states", "partial", without)
+    moving_panda(robot, remap={"joint_states": "partial"}, start_timeout=1.0)
+    result = robot.send().result()
+    assert result.code == Result.JOINT_STATE_INVALID
+    assert "joint panda_joint1 is missing from joint_states" in result.message
+    assert "panda_joint2" in result.message
+    assert result.chunks == 0
+
+
+def test_joint_states_with_nan_then_none(robot):
+    relay = robot.relay(JointState, "joint_states", "relayed")
+    moving_panda(robot, remap={"joint_states": "relayed"}, recovery_timeout=0.5)
+    watch = robot.watch()
+    task = robot.running(robot.send(time_limit=60.0))
+
+    def poisoned(message: JointState) -> JointState:
+        message.position[2] = float("nan")
+        return message
+
+    relay.change = poisoned
+    result = task.result()
+    assert result.code == Result.JOINT_STATE_INVALID
+    assert "position of joint panda_joint3 is nan" in result.message
+
+    relay.change = lambda message: message
+    task = robot.running(robot.send(time_limit=60.0))
+    silent = watch.now
+    relay.change = None
+    result = task.result()
+    assert result.code == Result.JOINT_STATE_STALE
+    assert "stopped" in result.message
+    assert watch.last_motion(silent) - silent < PANDA.state.max_age + 0.4
+
+
+def test_joint_states_that_come_back_let_the_task_go_on(robot):
+    relay = robot.relay(JointState, "joint_states", "relayed")
+    moving_panda(robot, remap={"joint_states": "relayed"}, recovery_timeout=30.0)
+    task = robot.running(robot.send(time_limit=120.0))
+    relay.change = None
+    stopped = robot.wait_state(State.STATE_STOPPED)
+    assert stopped.code == Result.JOINT_STATE_STALE
+    before = task.feedback[-1].chunks
+    relay.change = lambda message: message
+    robot.running(task, chunks=before + 1)
+
+
+def test_controller_without_a_subscriber(robot):
+    topic = "panda_arm_controller/joint_trajectory"
+    moving_panda(robot, remap={topic: "nobody"}, start_timeout=1.0)
+    result = robot.send().result()
+    assert result.code == Result.CONTROLLER_LOST
+    assert f"nobody subscribes to {robot.name('nobody')}" in result.message
+    assert "joint_trajectory of arm" in result.message
+
+
+def test_controller_that_leaves_during_a_task(robot):
+    topic = "panda_arm_controller/joint_trajectory"
+    relay = robot.relay(JointTrajectory, "relayed", topic)
+    moving_panda(robot, remap={topic: "relayed"})
+    task = robot.running(robot.send(time_limit=60.0))
+    relay.leave()
+    result = task.result()
+    assert result.code == Result.CONTROLLER_LOST
+    assert task.status == GoalStatus.STATUS_ABORTED
+
+
+def test_odometry_that_stops(stack):
+    odometry = "mobile_base_controller/odom"
+    relay = stack.relay(Odometry, odometry, "relayed")
+    stack.sim("tiago_base")
+    stack.run_executor("tiago_base", remap={odometry: "relayed"}, recovery_timeout=0.5)
+    stack.fake_policy("wave", "tiago_base")
+    stack.wait_ready()
+    task = stack.running(stack.send(time_limit=60.0), chunks=1)
+    relay.change = None
+    result = task.result()
+    assert result.code == Result.ODOMETRY_STALE
+    assert odometry in result.message
+
+
+def test_no_policy_at_all(robot):
+    robot.run_executor(start_timeout=0.5)
+    robot.wait_ready(policy=False)
+    result = robot.send().result()
+    assert result.code == Result.POLICY_LOST
+    assert "heard never" in result.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_end_during_a_task_it_stops_the_robot_first(robot, number):
+    executor = robot.run_executor()
+    robot.fake_policy()
+    robot.wait_ready()
+    watch = robot.watch()
+    task = robot.running(robot.send(time_limit=60.0))
+    asked = watch.now
+    executor.send_signal(number)
+    assert executor.wait() == 0
+    assert task.result().code == Result.EXECUTOR_SHUTDOWN
+    assert "Traceback" not in executor.output
+    end = watch.now + 0.5
+    robot.wait_for(lambda: watch.now > end, 20.0, "half a second more")
+    assert watch.last_motion(asked) - asked < 0.6
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("widowx", "kind eef_delta needs inverse kinematics"),
+        ("no_such_robot", "no_such_robot"),
+    ],
+)
+def test_refuses_to_configure_and_says_why(stack, body, text):
+    executor = stack.run_executor(body, use_sim_time=False)
+    executor.wait_for_output(r"configure failed: .*" + text)
+    assert "[ERROR]" in executor.output
+    assert executor.returncode is None
+
+
+def test_lifecycle_manager_configures_and_an_inactive_executor_refuses(stack):
+    from lifecycle_msgs.msg import State as LifecycleState
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState, GetState
+
+    stack.run_executor(autostart=False, use_sim_time=False)
+    change = stack.node.create_client(ChangeState, stack.name("executor/change_state"))
+    get = stack.node.create_client(GetState, stack.name("executor/get_state"))
+
+    def call(client, request):
+        stack.wait_for(client.service_is_ready, 20.0, client.srv_name)
+        future = client.call_async(request)
+        stack.wait_for(future.done, 10.0, client.srv_name)
+        return future.result()
+
+    def transition(number: int) -> bool:
+        return call(change, ChangeState.Request(transition=Transition(id=number))).success
+
+    assert transition(Transition.TRANSITION_CONFIGURE)
+    stack.wait_for(stack._client.server_is_ready, 10.0, "the action")
+    result = stack.send().result()
+    assert result.code == Result.NOT_ACTIVE
+    assert transition(Transition.TRANSITION_ACTIVATE)
+    stack.wait_for(lambda: stack.executor, 10.0, "executor_status")
+    assert transition(Transition.TRANSITION_DEACTIVATE)
+    assert transition(Transition.TRANSITION_CLEANUP)
+    assert transition(Transition.TRANSITION_CONFIGURE)
+    assert call(get, GetState.Request()).current_state.id == LifecycleState.PRIMARY_STATE_INACTIVE
