@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from qwen_vla_ros.bench import BenchResult, _image_traffic
 from qwen_vla_ros.resources import config_directory
 
@@ -14,9 +16,9 @@ def deliver(profile: bool) -> dict[str, int]:
     """Frames sent and received, counted from the match on."""
     changes: dict[str, str | None] = dict.fromkeys(PROFILE_VARIABLES)
     if profile:
-        changes[PROFILE_VARIABLES[0]] = str(config_directory() / "fastdds.xml")
-        # The name that Jazzy reads.
-        changes[PROFILE_VARIABLES[1]] = changes[PROFILE_VARIABLES[0]]
+        # The second is the name that Jazzy reads.
+        name = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") == "jazzy"]
+        changes[name] = str(config_directory() / "fastdds.xml")
     environment = _image_traffic.private_environment(**changes)
     with (
         _image_traffic.process("receive", SECONDS, environment) as receiver,
