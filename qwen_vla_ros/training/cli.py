@@ -127,6 +127,7 @@ def evaluate(
         str,
         typer.Option(help="none, or a control: wrong-colour (another object is named), untrained, expert."),
     ] = "none",
+    latency: Annotated[float, typer.Option(min=0.0, help="From picture to chunk [s].")] = 0.0,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -154,6 +155,7 @@ def evaluate(
                 seed,
                 task or None,
                 _control(control),
+                latency,
                 progress=lambda _: progress.advance(bar),
             )
     except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:

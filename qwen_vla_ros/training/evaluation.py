@@ -2,8 +2,8 @@
 """Closed-loop evaluation in physics, in lock-step and without ROS.
 
 The same chunk convention, command limits and interpolation as the executor (`motion.Follower` at the command
-rate, set-points written to the position servos); but a chunk is followed from the moment of its picture: no
-latency, no lost image. Scenes come from seeds that demonstrations never use.
+rate, set-points written to the position servos). A chunk is followed `latency` after its picture was taken;
+no image is lost. Scenes come from seeds that demonstrations never use.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Result:
     control: str
     checkpoint: str
     seed: int
+    latency: float
     successes: int
     named: int
     rate: float
@@ -108,11 +109,13 @@ def evaluate(
     seed: int,
     task: str | None = None,
     control: Control = Control.NONE,
+    latency: float = 0.0,
     progress: Callable[[EpisodeResult], None] | None = None,
 ) -> Result:
     """Run episodes of one task of a body.
 
     checkpoint: folder; None for the one that comes with the package. task: the body's first without it.
+    latency: from picture to chunk [s].
     """
     with make_world(embodiment) as world:
         name = task or world.tasks[0]
@@ -123,7 +126,7 @@ def evaluate(
             world.reset(name, scene)
             judged = world.goal
             named = _other(world, judged, scene) if control is Control.WRONG_COLOUR else judged
-            result = run_episode(world, driver, named, scene)
+            result = run_episode(world, driver, named, scene, latency)
             results.append(result)
             if progress is not None:
                 progress(result)
@@ -134,6 +137,7 @@ def evaluate(
         control=control.value,
         checkpoint=source,
         seed=seed,
+        latency=latency,
         successes=successes,
         named=sum(result.named for result in results),
         rate=successes / episodes,
@@ -143,7 +147,7 @@ def evaluate(
     )
 
 
-def run_episode(world: World, driver: Driver, named: Goal, scene: int) -> EpisodeResult:
+def run_episode(world: World, driver: Driver, named: Goal, scene: int, latency: float = 0.0) -> EpisodeResult:
     """One episode in the present scene, judged by the world's goal; `named` is what the driver is told."""
     embodiment = world.embodiment
     follower = Follower(embodiment)
@@ -154,11 +158,15 @@ def run_episode(world: World, driver: Driver, named: Goal, scene: int) -> Episod
     follower.start(world.time)
     ticks = round(world.task.time_limit / period)
     per_chunk = round(embodiment.execute_steps * step / period)
+    late = round(latency / period)
+    if not 0 <= late < per_chunk:
+        raise TrainingError(f"latency: expected 0 to less than {per_chunk * period:g} s, found {latency:g} s")
     for tick in range(ticks):
         if tick % per_chunk == 0:
             chunk = driver(world, named, seed=scene * 1000 + tick // per_chunk)
-            # Each chunk is captured at the world's present time, which World.step() rounds to its own steps.
-            follower.offer(chunk, world.time, step, world.time)
+            captured = world.time
+        if tick % per_chunk == late:
+            follower.offer(chunk, captured, step, world.time)
         for command in follower.step(world.time):
             if isinstance(command, BaseCommand):
                 world.set_base_velocity(*command.velocity)

@@ -5,6 +5,7 @@ import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.sim import expert_chunk, make_world
+from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.evaluation import Control, _other, evaluate, run_episode, wilson
 
 
@@ -34,6 +35,15 @@ def test_expert_reaches(name):
     assert (result.successes, result.named) == (2, 2)
     assert [episode.scene for episode in result.episodes] == [70, 71]
     assert all(0 < episode.seconds < 25 for episode in result.episodes)
+
+
+def test_latency():
+    """Late chunks still reach; one that comes after its successor is refused before anything moves."""
+    body = load_embodiment("tiago_base")
+    result = evaluate(body, None, 1, seed=70, control=Control.EXPERT, latency=0.3)
+    assert (result.successes, result.latency) == (1, 0.3)
+    with pytest.raises(TrainingError, match="latency: expected 0 to less than 1 s, found 1 s"):
+        evaluate(body, None, 1, seed=70, control=Control.EXPERT, latency=1.0)
 
 
 def test_another_object_is_no_success():
