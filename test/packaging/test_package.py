@@ -85,6 +85,14 @@ def test_installed_nodes_are_found(ros_environment):
     }
 
 
+def test_installed_command_runs(ros_environment):
+    prefixes = ros_environment["AMENT_PREFIX_PATH"].split(os.pathsep)
+    program = next(path for path in (Path(prefix) / "bin/qwen-vla" for prefix in prefixes) if path.is_file())
+    told = run([sys.executable, str(program), "embodiment", "list"], ROOT)
+    assert told.returncode == 0, told.stderr
+    assert "franka_panda" in told.stdout
+
+
 def test_distribution_holds_data_and_command(tmp_path):
     """What a GPU server without ROS gets from `pip install`."""
     source = tmp_path / "source"
