@@ -42,11 +42,13 @@ def expand_frames(pixel_values: Tensor, visual: Qwen3_5VisionModel) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _image_layout(height: int, width: int, merge: int, side: int, device: torch.device) -> tuple[Tensor, ...]:
-    grid = torch.tensor([[1, height, width]], device=device)
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grid, num_grid_per_side=side, mode="bilinear", align_corners=True, spatial_merge_size=merge
-    )
-    return indices, weights, get_vision_position_ids(grid, merge)
+    # The cache outlives an inference mode that the first call may come from.
+    with torch.inference_mode(False):
+        grid = torch.tensor([[1, height, width]], device=device)
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grid, num_grid_per_side=side, mode="bilinear", align_corners=True, spatial_merge_size=merge
+        )
+        return indices, weights, get_vision_position_ids(grid, merge)
 
 
 def vision_block(block: Qwen3_5VisionBlock, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -110,6 +110,16 @@ def test_gradients(tiny, picture) -> None:
         assert_equal(gradient, gradients[1][name], 2e-4)
 
 
+def test_training_after_inference(tiny) -> None:
+    model, _ = tiny
+    pixels, grid = torch.randn(4 * 6, 768), torch.tensor([[1, 4, 6]])
+    backbone._image_layout.cache_clear()
+    with torch.inference_mode():
+        model.embed_images(pixels, grid)
+    model.embed_images(pixels, grid).sum().backward()
+    model.zero_grad()
+
+
 @pytest.mark.parametrize("length", [1, 2, 17, 64, 100])
 def test_single_chunk_delta_rule(length: int) -> None:
     generator = torch.Generator().manual_seed(length)
