@@ -297,6 +297,10 @@ class ExecutorNode(BodyNode):
     def _tick(self) -> None:
         now = self.now
         task = self._task
+        if task is not None and task.began == 0.0:
+            # The goal came before the first /clock: the task begins now.
+            task.began = now
+            self._publish_task(task.task_id, True, task.instruction)
         try:
             if task is not None:
                 self._watch(task, now)
@@ -348,7 +352,7 @@ class ExecutorNode(BodyNode):
         limit = self.embodiment.stop.heartbeat_timeout
         # Seen twice: after a stall of this process the first look comes before the heartbeats that wait.
         self._late_ticks = self._late_ticks + 1 if silent > limit else 0
-        if self._late_ticks >= 2:
+        if self._late_ticks >= 2 or (self._late_ticks and not task.ready):
             heard = "never" if math.isinf(silent) else f"last {silent:.2f} s ago"
             return Trouble(
                 Result.POLICY_LOST,
