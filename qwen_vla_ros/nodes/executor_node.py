@@ -357,6 +357,7 @@ class ExecutorNode(BodyNode):
             return Trouble(
                 Result.POLICY_LOST,
                 f"no heartbeat of the policy (heard {heard}, allowed {limit} s); is its process running?",
+                passing=True,
             )
         for name, writer in self._writers.items():
             if not writer.connected:
@@ -614,7 +615,7 @@ class ExecutorNode(BodyNode):
 
 
 # Missing at the start, these may still appear within `start_timeout`.
-_APPEARING = (Result.POLICY_LOST, Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
+_APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
 
 
 def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
