@@ -267,7 +267,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             temperature: Scale of the drawn noise; the configuration's without it.
 
         Returns:
-            Zero outside the mask, not clipped. Shape (B, H, K).
+            float32, zero outside the mask, not clipped. Shape (B, H, K).
         """
         flow, expert = self.config.flow, self.config.action_expert
         shape = (len(context.hidden), expert.horizon, expert.channels)
@@ -276,10 +276,11 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             device = generator.device if generator is not None else like.device
             noise = torch.randn(shape, generator=generator, device=device)
             noise = noise * (flow.noise_temperature if temperature is None else temperature)
-        noise = noise.to(like)
+        # The steps run in float32 whatever the weights are.
+        noise = noise.to(like.device, torch.float32)
         prepared = self.action_expert.prepare(context)
         return flow_matching.euler(
-            lambda y, tau: self.action_expert(prepared, y, tau),
+            lambda y, tau: self.action_expert(prepared, y.to(like.dtype), tau).float(),
             noise,
             action_mask.to(like.device).bool().expand(shape),
             flow.num_steps if steps is None else steps,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -171,6 +173,20 @@ def test_temperature_scales_the_noise(tiny, picture) -> None:
     torch.testing.assert_close(drawn, model.sample(context, mask, noise=0.25 * noise))
     default = model.sample(context, mask, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(default, model.sample(context, mask, noise=0.6 * noise))
+
+
+def test_16_bit_weights_sample_nearly_the_same(tiny, picture) -> None:
+    model, processor = tiny
+    half = copy.deepcopy(model)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    noise = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(2))
+    chunks = []
+    for each in (model, half):
+        context = encode((each, processor), [(HEAD + "reach", ["ego"])], [("ego", picture(0))])
+        chunks.append(each.sample(context, mask_of((16, 32)), noise=noise))
+    assert chunks[1].dtype == torch.float32
+    assert (chunks[0] - chunks[1]).abs().mean() < 0.05 * chunks[0].abs().mean()
 
 
 def test_a_few_steps_of_training_fit_one_chunk(picture) -> None:
