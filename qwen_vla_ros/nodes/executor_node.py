@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ class ExecutorNode(BodyNode):
             0.0,
             600.0,
         )
+        declare(
+            self,
+            "realtime_priority",
+            50,
+            "SCHED_FIFO priority of the process, as controller_manager has it; 0 for none",
+            0,
+            99,
+        )
         self._entities: list = []
         self._writers: dict[str, Writer] = {}
         self._server: ActionServer | None = None
@@ -124,6 +133,7 @@ class ExecutorNode(BodyNode):
                 self._writers[group.name] = Writer(self, group, self._follower.period)
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        self._take_priority(self.value("realtime_priority"))
         self._reset_observations()
         self._state, self._trouble = State.STATE_IDLE, None
         self._stop_began = self._stop_duration = self._stopped_at = math.nan
@@ -191,6 +201,18 @@ class ExecutorNode(BodyNode):
             publisher = self.__dict__.pop(name, None)
             if publisher is not None:
                 self.destroy_publisher(publisher)
+
+    def _take_priority(self, priority: int) -> None:
+        """Run all threads, those of the middleware too, before others that want the processor."""
+        if not priority:
+            return
+        try:
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+        except OSError as error:
+            self.get_logger().info(
+                f"runs without real-time priority {priority} ({error}); docs/nodes.md says how to allow it"
+            )
 
     @property
     def busy(self) -> bool:

@@ -209,6 +209,9 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
             try:
                 if isinstance(node, BodyNode) and not ending.is_set():
                     node.autostart()
+                # A full collection of what is there to stay would hold the loop up for tens of milliseconds.
+                gc.collect()
+                gc.freeze()
                 while not (ending.is_set() or node.ending.is_set()):
                     # A signal is handled when the wait returns.
                     executor.spin_once(timeout_sec=0.1)
