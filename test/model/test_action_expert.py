@@ -99,3 +99,19 @@ def test_sections_that_do_not_fit_the_heads_are_an_error() -> None:
     config.action_expert.mrope_section = [10, 10, 10]
     with pytest.raises(ValueError, match="needs heads of 60 channels or more, head_dim is 32"):
         ActionExpert(config)
+
+
+def test_queries_and_keys_are_normalised_only_when_asked() -> None:
+    config = build_tiny()[0].config
+    noisy, given = torch.randn(1, 16, 32), context([[1] * 4])
+    changes = []
+    for config.action_expert.qk_norm in (True, False):
+        torch.manual_seed(0)
+        expert = ActionExpert(config)
+        before = velocity(expert, given, noisy)
+        with torch.no_grad():
+            for block in expert.blocks:
+                # Three times the queries and keys: the norm takes it back.
+                block.attention.qkv.weight[: 2 * 4 * 32] *= 3
+        changes.append(float((velocity(expert, given, noisy) - before).abs().max()))
+    assert changes[0] < 1e-4 < changes[1]
