@@ -32,9 +32,20 @@ def write_animation(frames: list[NDArray[np.uint8]], captions: list[str], path: 
         raise ValueError(f"{path}: no frames to write")
     font = ImageFont.load_default(16)
     pictures = [_captioned(frame, text, font) for frame, text in zip(frames, captions, strict=True)]
-    palette = pictures[len(pictures) // 2].quantize(128)
+    # An octree keeps small saturated things, which median cut gives up for shades of the floor.
+    palette = _mosaic(pictures).quantize(256, Image.Quantize.FASTOCTREE)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / rate), loop=0)
+
+
+def _mosaic(pictures: list[Image.Image]) -> Image.Image:
+    """Up to eight pictures from all over the list, one below the other."""
+    chosen = pictures[:: max(1, len(pictures) // 8)][:8]
+    width, height = chosen[0].size
+    mosaic = Image.new("RGB", (width, height * len(chosen)))
+    for row, picture in enumerate(chosen):
+        mosaic.paste(picture, (0, row * height))
+    return mosaic
 
 
 def _captioned(frame: NDArray[np.uint8], text: str, font: ImageFont.ImageFont) -> Image.Image:
