@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy and executor for a robot that runs its own controllers and cameras."""
 
+import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -16,6 +17,9 @@ def generate_launch_description() -> LaunchDescription:
     profile = EnvironmentVariable(
         "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(config / "fastdds_network.xml")
     )
+    variables = ["FASTDDS_DEFAULT_PROFILES_FILE"]
+    if os.environ.get("ROS_DISTRO") == "jazzy":
+        variables.append("FASTRTPS_DEFAULT_PROFILES_FILE")  # its name there; later ones warn of it
     truth = ["true", "false"]
     arguments = [
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the robot."),
@@ -72,9 +76,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
-            SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile")),
-            # Its name in Jazzy.
-            SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile")),
+            *(SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile")) for name in variables),
             node("executor", common),
             node("policy", {**common, **model}),
         ]
