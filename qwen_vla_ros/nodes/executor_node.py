@@ -83,7 +83,7 @@ class ExecutorNode(BodyNode):
         declare(
             self,
             "start_timeout",
-            2.0,
+            5.0,
             "How long a new task waits for policy, joint states, odometry and controllers [s]",
             0.1,
             600.0,
@@ -164,7 +164,7 @@ class ExecutorNode(BodyNode):
         )
 
     def activate(self) -> None:
-        self._publish_task(0, False, "")
+        self._publish_task(0, False, "", self.now)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
         clock = self.get_clock() if self.value("use_sim_time") else steady
@@ -305,7 +305,7 @@ class ExecutorNode(BodyNode):
         self._joint_trouble = None
         self._pending = None
         self._capture_to_command = math.nan
-        self._publish_task(self._task.task_id, True, instruction)
+        self._publish_task(self._task.task_id, True, instruction, now)
         # A robot that still moves for the task before comes to rest first: the new one starts from rest.
         self._set_state(State.STATE_WAITING if self._follower.resting else State.STATE_STOPPING, None)
         if self._state == State.STATE_STOPPING:
@@ -322,7 +322,7 @@ class ExecutorNode(BodyNode):
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
             task.began = now
-            self._publish_task(task.task_id, True, task.instruction)
+            self._publish_task(task.task_id, True, task.instruction, now)
         try:
             if task is not None:
                 self._watch(task, now)
@@ -555,7 +555,7 @@ class ExecutorNode(BodyNode):
             self.get_logger().info(text)
         else:
             self.get_logger().warning(text)
-        self._publish_task(task.task_id, False, task.instruction)
+        self._publish_task(task.task_id, False, task.instruction, self.now)
         self._set_state(State.STATE_IDLE, verdict if verdict.code >= FIRST_ERROR else None)
         _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)
         self._ended = time.monotonic()
@@ -587,9 +587,9 @@ class ExecutorNode(BodyNode):
         if changed:
             self._publish_status()
 
-    def _publish_task(self, task_id: int, active: bool, instruction: str) -> None:
+    def _publish_task(self, task_id: int, active: bool, instruction: str, stamp: float) -> None:
         message = Task(task_id=task_id, active=active, instruction=instruction)
-        message.header.stamp = self.stamp(self.now)
+        message.header.stamp = self.stamp(stamp)
         self._task_publisher.publish(message)
 
     def _report(self) -> None:
@@ -600,6 +600,10 @@ class ExecutorNode(BodyNode):
         elif self._task is not None and wall - self._clock_seen[1] > CLOCK_PATIENCE:
             message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
             self._finish(self._task, Trouble(Result.JOINT_STATE_STALE, message))
+        task, policy = self._task, self._policy
+        if task is not None and policy is not None and policy.task_id != task.task_id:
+            # A policy that has just started may have missed it.
+            self._publish_task(task.task_id, True, task.instruction, task.began)
         self._publish_status()
 
     def _publish_status(self) -> None:

@@ -199,9 +199,12 @@ class PolicyNode(BodyNode):
             self._joints[name] = (stamp, position)
 
     def _on_task(self, message: Task) -> None:
-        if message.active:
+        work = self._work
+        if message.active and work is not None and work.task_id == message.task_id:
+            work.began = seconds(message.header.stamp)
+        elif message.active:
             self._work = _Work(message.task_id, message.instruction, seconds(message.header.stamp))
-        elif self._work is not None and self._work.task_id == message.task_id:
+        elif work is not None and work.task_id == message.task_id:
             self._work = None
         self._inbox.arrived.set()
 
@@ -237,7 +240,12 @@ class PolicyNode(BodyNode):
         except NotObserved as trouble:
             if math.isnan(work.waiting_since):
                 work.waiting_since = now
-            if now - work.waiting_since > self.value("stale_timeout"):
+            # A camera that has sent nothing yet may still be connecting.
+            silent = 0 in self._inbox.counts(now)[1]
+            patience = self.value("stale_timeout")
+            if now - work.waiting_since > (
+                max(patience, self.value("camera_timeout")) if silent else patience
+            ):
                 self._give_up(work, trouble)
             return trouble
         work.waiting_since = math.nan

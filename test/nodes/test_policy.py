@@ -42,8 +42,8 @@ def test_pixels_move_the_robot(robot, checkpoint):
     assert [c.sequence for c in robot.chunks] == list(range(1, len(robot.chunks) + 1))
     stamps = [seconds(c.header.stamp) for c in robot.chunks]
     due = PANDA.execute_steps / PANDA.control_rate
-    # Due when that time has passed; the newest image is up to one frame older.
-    assert (np.diff(stamps) >= due - 1 / 15 - 0.01).all()
+    # Asked for when that time has passed; the newest image is older by a frame and its way here.
+    assert (np.diff(stamps) >= due - 0.4).all()
     assert 0 < chunk.inference_time < 5.0
     assert 0 <= chunk.observation_age < 1.0
     status = robot.policy[-1]
@@ -95,7 +95,7 @@ def test_heartbeat_goes_on_while_the_model_hangs(robot):
     result = task.result()
     # The robot stops because chunks stay away, not because the policy seems dead.
     assert result.code == Result.CHUNK_STALE, result.message
-    stamps = [seconds(s.header.stamp) for s in robot.policy]
+    stamps = [seconds(s.header.stamp) for s in robot.policy if s.task_id]
     assert len(stamps) / (stamps[-1] - stamps[0]) >= 20.0
 
 
