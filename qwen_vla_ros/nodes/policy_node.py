@@ -241,11 +241,12 @@ class PolicyNode(BodyNode):
             if math.isnan(work.waiting_since):
                 work.waiting_since = now
             # A camera that has sent nothing yet may still be connecting.
-            silent = 0 in self._inbox.counts(now)[1]
+            frames = self._inbox.counts(now)[1]
+            silent = any(c.required and not n for c, n in zip(self.embodiment.cameras, frames, strict=True))
             patience = self.value("stale_timeout")
-            if now - work.waiting_since > (
-                max(patience, self.value("camera_timeout")) if silent else patience
-            ):
+            if silent:
+                patience = max(patience, self.value("camera_timeout"))
+            if now - work.waiting_since > patience:
                 self._give_up(work, trouble)
             return trouble
         work.waiting_since = math.nan
