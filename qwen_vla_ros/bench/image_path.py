@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -72,8 +73,10 @@ def _receive(body: Embodiment) -> tuple[list[float], int]:
 
     from qwen_vla_ros.model.presets import build_tiny
     from qwen_vla_ros.nodes import qos
+    from qwen_vla_ros.nodes.lifecycle import SWITCH_INTERVAL
     from qwen_vla_ros.nodes.observing import Inbox, NotObserved, decode
 
+    sys.setswitchinterval(SWITCH_INTERVAL)
     _, processor = build_tiny()
     rclpy.init()
     node = rclpy.create_node("policy")

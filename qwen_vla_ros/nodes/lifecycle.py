@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -24,6 +25,11 @@ from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 
 # How long a moving robot may take to come to rest when the process is asked to end [s].
 END_PATIENCE = 2.0
+
+
+# How long one thread may keep the others waiting [s]. With Python's 5 ms an inference of many small
+# operations delays every callback, and with it the heartbeat.
+SWITCH_INTERVAL = 0.0005
 
 
 class ConfigurationError(ValueError):
@@ -195,6 +201,7 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         try:

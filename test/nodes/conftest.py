@@ -215,7 +215,7 @@ def panda(module_spawn, module_ros_node, wait_for) -> Stack:
     """A Panda with a policy that makes it swing, shared by the tests of a module."""
     stack = Stack(module_spawn, module_ros_node, wait_for)
     stack.sim()
-    stack.run_executor(chunk_timeout=2.0)
+    stack.run_executor(chunk_timeout=4.0)
     stack.policy_process = stack.fake_policy()
     stack.wait_ready()
     return stack

@@ -42,7 +42,9 @@ class FakePolicy(Node):
         self.get_logger().info("up")
 
     def _on_task(self, task: Task) -> None:
-        self._task, self._chunks, self._last = task, 0, 0.0
+        if task.task_id != self._task.task_id:
+            self._chunks, self._last = 0, 0.0
+        self._task = task
 
     def _beat(self) -> None:
         status = PolicyStatus(embodiment=self._body.name, checkpoint=self._mode)
