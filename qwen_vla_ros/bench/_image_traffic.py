@@ -20,7 +20,7 @@ from contextlib import contextmanager
 VIEWS = ("ego", "cam_left_wrist", "cam_right_wrist")
 RATE = 30.0
 WIDTH, HEIGHT = 640, 480
-DISCOVERY = 20.0
+DISCOVERY = 60.0
 
 
 def topic(view: str) -> str:
