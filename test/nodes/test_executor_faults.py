@@ -60,6 +60,9 @@ def test_joint_states_with_nan_then_none(robot):
     assert "position of joint panda_joint3 is nan" in result.message
 
     relay.change = lambda message: message
+    # What is still on its way must not spoil the next task.
+    seen = len(watch.rows)
+    robot.wait_for(lambda: len(watch.rows) > seen + 20, 20.0, "sound joint states")
     task = robot.running(robot.send(time_limit=60.0))
     silent = watch.now
     relay.change = None
