@@ -67,7 +67,10 @@ class Stack:
             (ActionChunk, "action_chunk", qos.RELIABLE, self.chunks),
         ):
             node.create_subscription(kind, self.name(topic), seen.append, profile)
-        self._client = ActionClient(node, ExecuteTask, self.name("execute_task"))
+        # Made by the spinning thread: rclpy shows an action client to its executor before it is complete.
+        made = node.executor.create_task(lambda: ActionClient(node, ExecuteTask, self.name("execute_task")))
+        wait_for(made.done, 10.0, "the action client")
+        self._client = made.result()
 
     def name(self, topic: str) -> str:
         return f"{self.namespace}/{topic}"

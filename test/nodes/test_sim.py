@@ -45,7 +45,8 @@ def test_a_panda_with_its_controllers_and_cameras(stack):
     assert set(PANDA.joints) <= set(states[-1].name)
     times = np.array([seconds(m.clock) for m in clock])
     assert (np.diff(times) > 0).all()
-    assert np.median(np.diff(times)) == pytest.approx(0.005, abs=1e-6)
+    # Every 5 ms, in whole steps of 2 ms.
+    assert np.median(np.diff(times)) == pytest.approx(0.005, abs=0.0011)
 
     # Pictures, only for who wants them, each with its camera_info of the same stamp.
     infos = listen(stack, CameraInfo, "camera/ego/camera_info", qos.RELIABLE)
