@@ -44,7 +44,7 @@ demo: setup
 
 test: setup
 	@# DDS now and then loses the first exchange of a process on a busy machine; each second try is reported.
-	@tools/with_ros python -m pytest --reruns 2 --only-rerun 'timed out after' -rR --cov --cov-report=term --cov-report=xml:coverage.xml $(TESTS)
+	@tools/with_ros python -m pytest --reruns 2 --only-rerun 'timed out after' -rR --cov --cov-report=xml:coverage.xml $(TESTS)
 
 lint: setup
 	@$(bin)/ruff format --check .
