@@ -17,6 +17,7 @@ from rclpy.action.client import ClientGoalHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
@@ -31,6 +32,10 @@ from qwen_vla_ros.nodes.recording import Chunk, Episode, Series
 from qwen_vla_ros.srv import ResetWorld
 
 _SPIN_PERIOD = 0.02
+
+# After this long without an answer a request is sent again [s]. rmw_fastrtps waits 100 ms for the asker's end
+# of a service to be discovered, then sends an answer that nobody hears.
+_ANSWER_PATIENCE = 3.0
 
 
 class EpisodeError(RuntimeError):
@@ -172,18 +177,29 @@ class EpisodeRunner(Node):
             if time.monotonic() > deadline:
                 raise EpisodeError(f"waited {timeout:.0f} s for {what}, namespace {self.get_namespace()}")
 
+    def _ask(self, send: Callable[[], Future], what: str) -> Any:
+        """The answer to a request that may be sent more than once."""
+        sent, future = time.monotonic(), send()
+
+        def answered() -> bool:
+            nonlocal sent, future
+            if not future.done() and time.monotonic() - sent > _ANSWER_PATIENCE:
+                self.get_logger().warning(f"no answer for {_ANSWER_PATIENCE} s, asking again for {what}")
+                sent, future = time.monotonic(), send()
+            return future.done()
+
+        self._wait(answered, 20.0, what)
+        return future.result()
+
     def _call_reset(self, request: ResetWorld.Request) -> ResetWorld.Response:
-        future = self._reset.call_async(request)
-        self._wait(future.done, 20.0, "the answer of reset_world")
-        reply = future.result()
+        reply = self._ask(lambda: self._reset.call_async(request), "the answer of reset_world")
         if not reply.success:
             raise ResetRefused(f"reset_world: {reply.message}")
         return reply
 
     def _send_goal(self, goal: ExecuteTask.Goal) -> ClientGoalHandle:
-        future = self._execute.send_goal_async(goal)
-        self._wait(future.done, 10.0, "the executor to accept the goal")
-        handle = future.result()
+        # A goal that was accepted unheard is preempted by its second.
+        handle = self._ask(lambda: self._execute.send_goal_async(goal), "the executor to accept the goal")
         if not handle.accepted:
             why = self._executor.message if self._executor else ""
             raise EpisodeError(f"the executor refused the goal '{goal.instruction}'. {why}")

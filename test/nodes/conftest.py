@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,17 @@ class Stack:
 
         feedback: list = []
         goal = ExecuteTask.Goal(instruction=instruction, time_limit=time_limit)
-        future = self._client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
-        self.wait_for(future.done, 10.0, "the answer to the goal")
+        sent, future = 0.0, None
+
+        def answered() -> bool:
+            # rmw_fastrtps may answer a first request before it has discovered who hears the answer.
+            nonlocal sent, future
+            if future is None or (not future.done() and time.monotonic() - sent > 3.0):
+                sent = time.monotonic()
+                future = self._client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
+            return future.done()
+
+        self.wait_for(answered, 20.0, "the answer to the goal")
         assert future.result().accepted
         return Task(future.result(), feedback, self.wait_for)
 
