@@ -34,6 +34,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
     yield from _sources(data, groups)
     for path, group in groups:
         yield from _limits(path, group)
+        yield from _units(path, group)
         yield from _normalisation(path, group)
         yield from _threshold(path, group)
     yield from _home(data, groups)
@@ -141,7 +142,8 @@ def _channel_count(group: dict[str, Any]) -> int:
         rotation = group.get("rotation")
         return 3 + len(ROTATION_CHANNELS.get(rotation, ()) if isinstance(rotation, str) else ())
     if kind in ("waypoint", "base_velocity"):
-        return 3 if kind == "waypoint" else 2
+        sideways = _dict(group.get("controller")).get("type") == "omni_drive"
+        return 3 if kind == "waypoint" or sideways else 2
     return len(_list(group.get("joints")))
 
 
@@ -172,6 +174,11 @@ def _controllers(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
         for path, group in groups
     ]
     yield from _repeated(("actions",), topics, "one controller topic per group")
+    for path, group in groups:
+        names, joints = _dict(group.get("controller")).get("names"), _list(group.get("joints"))
+        if isinstance(names, list) and joints and len(names) != len(joints):
+            place = (*path, "controller", "names")
+            yield Fault(place, f"{len(names)} names", f"{len(joints)}, one per joint, or none at all")
 
 
 def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
@@ -192,6 +199,63 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
         [(("state", "joint_states", k), topic) for k, topic in enumerate(_list(state.get("joint_states")))],
         "each topic once",
     )
+    names = _dict(state.get("joint_names"))
+    for topic in names:
+        if topic not in _list(state.get("joint_states")):
+            place = ("state", "joint_names", topic)
+            yield Fault(place, "a topic that is not in joint_states", "a topic of state.joint_states")
+    yield from _repeated(
+        ("state", "joint_names"),
+        [
+            (("state", "joint_names", topic, k), name)
+            for topic, value in names.items()
+            for k, name in enumerate(_list(value))
+        ],
+        "each joint in one topic",
+    )
+    if names and set(names) == set(_list(state.get("joint_states"))):
+        known = {name for value in names.values() for name in _list(value) if isinstance(name, str)}
+        for path, group in groups:
+            for k, joint in enumerate(_list(group.get("joints"))):
+                if isinstance(joint, str) and joint not in known:
+                    yield Fault(
+                        (*path, "joints", k), f"{joint!r}, in no topic", "a name of state.joint_names"
+                    )
+
+
+def _units(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    count = len(_list(group.get("joints")))
+    unit = group.get("unit")
+    if isinstance(unit, list) and count and len(unit) != count:
+        yield Fault((*path, "unit"), f"{len(unit)} units", f"{count}, one per joint, or one for all")
+    if unit == "fraction":
+        for where, low, high in _pairs(
+            (*path, "limits", "position"), _dict(group.get("limits")).get("position")
+        ):
+            if low < 0.0 or high > 1.0:
+                yield Fault(where, f"[{low:g}, {high:g}]", "limits within [0, 1]: 0 is closed, 1 is open")
+    if "opening" not in group:
+        return
+    place = (*path, "opening")
+    if unit != "fraction":
+        yield Fault(place, f"an opening with the unit {unit!r}", "unit: fraction, or no opening")
+    opening = group["opening"]
+    each = isinstance(opening, list) and bool(opening) and isinstance(opening[0], list)
+    if each and count and len(opening) != count:
+        yield Fault(place, f"{len(opening)} values", f"{count}, one per joint, or one for all")
+    for where, closed, opened in _pairs(place, opening):
+        if closed == opened:
+            yield Fault(where, f"{closed:g} closed and open", "[closed, open], two different positions")
+
+
+def _pairs(path: Path, value: Any) -> Iterator[tuple[Path, float, float]]:
+    """Pairs of numbers, given as one pair or one per joint, and where they stand."""
+    each = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+    pairs = [((*path, k), pair) for k, pair in enumerate(value)] if each else [(path, value)]
+    for where, pair in pairs:
+        numbers = [_number(bound) for bound in _list(pair)]
+        if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None:
+            yield where, numbers[0], numbers[1]
 
 
 def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
@@ -205,16 +269,9 @@ def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
         if count and each and len(value) != count:
             yield Fault(place, f"{len(value)} values", f"{count}, one per joint, or one for all")
         if key == "position":
-            pairs = [((*place, k), pair) for k, pair in enumerate(value)] if each else [(place, value)]
-            for where, pair in pairs:
-                bounds = [_number(bound) for bound in _list(pair)]
-                if (
-                    len(bounds) == 2
-                    and bounds[0] is not None
-                    and bounds[1] is not None
-                    and bounds[0] >= bounds[1]
-                ):
-                    yield Fault(where, value_text(pair), "[low, high] with low < high")
+            for where, low, high in _pairs(place, value):
+                if low >= high:
+                    yield Fault(where, value_text([low, high]), "[low, high] with low < high")
 
 
 def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
@@ -237,13 +294,9 @@ def _threshold(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     if group.get("reference") in ("chunk_start", "previous_step"):
         found = f"{threshold:g} with the reference {group['reference']!r}"
         yield Fault((*path, "threshold"), found, "reference: absolute for a binary gripper")
-    position = _list(_dict(group.get("limits")).get("position"))
-    for pair in position if position and isinstance(position[0], list) else [position]:
-        bounds = [_number(bound) for bound in _list(pair)]
-        if len(bounds) != 2 or bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
-            continue
-        if not bounds[0] <= threshold < bounds[1]:
-            yield Fault((*path, "threshold"), f"{threshold:g}", f"{bounds[0]:g} to {bounds[1]:g}, the limits")
+    for _, low, high in _pairs((), _dict(group.get("limits")).get("position")):
+        if low < high and not low <= threshold < high:
+            yield Fault((*path, "threshold"), f"{threshold:g}", f"{low:g} to {high:g}, the limits")
 
 
 def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:

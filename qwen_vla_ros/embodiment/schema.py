@@ -55,10 +55,18 @@ PerJoint = Annotated[
     Annotated[Positive, Tag("one")] | Annotated[tuple[Positive, ...], Tag("each")],
     Discriminator(_one_or_each),
 ]
+PerJointUnit = Annotated[
+    Annotated[Literal["rad", "m"], Tag("one")] | Annotated[tuple[Literal["rad", "m"], ...], Tag("each")],
+    Discriminator(_one_or_each),
+]
 PerJointRange = Annotated[
     Annotated[Range, Tag("one")] | Annotated[tuple[Range, ...], Tag("each")],
     Discriminator(_range_or_each),
 ]
+
+
+# As a range, but the first may be the larger: some grippers count from open to closed.
+PerJointSpan = PerJointRange
 
 
 class Record(BaseModel):
@@ -105,6 +113,10 @@ class Camera(Record):
         tuple[Annotated[StrictInt, Field(ge=1, le=8192)], ...],
         Field(min_length=2, max_length=2, description="Width and height of the published image [px]"),
     ]
+    rotate: Annotated[
+        Literal[0, 90, 180, 270],
+        Field(description="Turn of the published image, clockwise, before the model sees it [deg]"),
+    ] = 0
     required: Annotated[StrictBool, Field(description="No observation without it")] = True
     max_age: Annotated[Positive, Field(description="Age at which its newest image is stale [s]")] = 0.5
 
@@ -113,6 +125,13 @@ class State(Record):
     """Where the state of the robot comes from."""
 
     joint_states: Annotated[tuple[Topic, ...], Field(description="sensor_msgs/JointState topics")] = ()
+    joint_names: Annotated[
+        dict[Topic, Annotated[tuple[JointName, ...], Field(min_length=1)]],
+        Field(
+            description="Names of the positions of a topic, in its order, where its messages name none or "
+            "name the joints otherwise"
+        ),
+    ] = {}
     odometry: Annotated[Topic | None, Field(description="nav_msgs/Odometry topic")] = None
     max_age: Annotated[Positive, Field(description="Age at which the newest state is stale [s]")] = 0.3
 
@@ -131,6 +150,13 @@ class JointTrajectoryController(Record):
     topic: Topic
 
 
+class FollowJointTrajectoryController(Record):
+    """control_msgs/FollowJointTrajectory action, for drivers that offer no topic."""
+
+    type: Literal["follow_joint_trajectory"]
+    topic: Annotated[Topic, Field(description="Name of the action")]
+
+
 class ForwardCommandController(Record):
     """std_msgs/Float64MultiArray, as ros2_control's forward_command_controller takes it."""
 
@@ -138,10 +164,31 @@ class ForwardCommandController(Record):
     topic: Topic
 
 
+class JointStateController(Record):
+    """sensor_msgs/JointState with positions, as some vendors' drivers take it."""
+
+    type: Literal["joint_state"]
+    topic: Topic
+    names: Annotated[
+        tuple[JointName, ...] | None,
+        Field(min_length=1, description="Names in the message, where they are not those of the group"),
+    ] = None
+
+
 class GripperCommandController(Record):
-    """control_msgs/GripperCommand action, as ros2_control's gripper controllers take it."""
+    """control_msgs/GripperCommand action, as ros2_control's gripper_action_controller takes it."""
 
     type: Literal["gripper_command"]
+    topic: Annotated[Topic, Field(description="Name of the action")]
+    max_effort: Annotated[
+        Number, Field(ge=0.0, description="Effort of the command; 0 leaves it open [N]")
+    ] = 0.0
+
+
+class ParallelGripperCommandController(Record):
+    """control_msgs/ParallelGripperCommand action, as ros2_control's parallel_gripper_action_controller."""
+
+    type: Literal["parallel_gripper_command"]
     topic: Annotated[Topic, Field(description="Name of the action")]
 
 
@@ -149,6 +196,13 @@ class CartesianPoseController(Record):
     """geometry_msgs/PoseStamped of the end effector, in the frame of the group."""
 
     type: Literal["cartesian_pose"]
+    topic: Topic
+
+
+class CartesianTwistController(Record):
+    """geometry_msgs/TwistStamped of the end effector in the frame of the group, as MoveIt Servo takes it."""
+
+    type: Literal["cartesian_twist"]
     topic: Topic
 
 
@@ -160,15 +214,55 @@ class DiffDriveController(Record):
     stamped: Annotated[StrictBool, Field(description="TwistStamped (true) or Twist (false)")]
 
 
-JointController = Annotated[JointTrajectoryController | ForwardCommandController, Discriminator("type")]
-GripperController = Annotated[
-    JointTrajectoryController | ForwardCommandController | GripperCommandController,
+class OmniDriveController(Record):
+    """As `diff_drive`, for a base that also moves sideways: omni_wheel_drive_controller, mecanum_drive."""
+
+    type: Literal["omni_drive"]
+    topic: Topic
+    stamped: Annotated[StrictBool, Field(description="TwistStamped (true) or Twist (false)")]
+
+
+class PathController(Record):
+    """nav_msgs/Path of the waypoints, for a navigation stack that drives the base itself."""
+
+    type: Literal["path"]
+    topic: Topic
+
+
+JointController = Annotated[
+    JointTrajectoryController
+    | FollowJointTrajectoryController
+    | ForwardCommandController
+    | JointStateController,
     Discriminator("type"),
+]
+GripperController = Annotated[
+    JointTrajectoryController
+    | FollowJointTrajectoryController
+    | ForwardCommandController
+    | JointStateController
+    | GripperCommandController
+    | ParallelGripperCommandController,
+    Discriminator("type"),
+]
+EefController = Annotated[
+    CartesianPoseController
+    | CartesianTwistController
+    | JointTrajectoryController
+    | FollowJointTrajectoryController
+    | ForwardCommandController
+    | JointStateController,
+    Discriminator("type"),
+]
+BaseController = Annotated[DiffDriveController | OmniDriveController, Discriminator("type")]
+WaypointController = Annotated[
+    DiffDriveController | OmniDriveController | PathController, Discriminator("type")
 ]
 
 
 class JointLimitsField(Record):
     position: Annotated[PerJointRange, Field(description="[low, high] for all joints, or one pair per joint")]
+    margin: Annotated[Number, Field(ge=0.0, description="Commands stay this far inside the positions")] = 0.0
     velocity: Annotated[PerJoint, Field(description="[unit/s]")]
     acceleration: Annotated[PerJoint, Field(description="[unit/s^2]")]
     jerk: Annotated[PerJoint, Field(description="[unit/s^3]")]
@@ -179,16 +273,19 @@ class JointLimits:
 
     Attributes:
         position: low and high. Shape (n, 2).
+        margin: how far inside them commands stay.
         velocity, acceleration, jerk: Shape (n,).
     """
 
     position: Array
+    margin: float
     velocity: Array
     acceleration: Array
     jerk: Array
 
     def __init__(self, field: JointLimitsField, count: int) -> None:
         self.position = _frozen(np.broadcast_to(np.asarray(field.position, dtype=np.float64), (count, 2)))
+        self.margin = field.margin
         for name in ("velocity", "acceleration", "jerk"):
             setattr(
                 self,
@@ -250,7 +347,7 @@ class JointGroup(Group):
             description="What a row is relative to: nothing, the joints at the observation, the row before"
         ),
     ]
-    unit: str
+    unit: Any
     limits_field: Annotated[
         JointLimitsField, Field(alias="limits", description="Never exceeded by a command")
     ]
@@ -261,7 +358,7 @@ class JointGroup(Group):
 
     @property
     def units(self) -> tuple[str, ...]:
-        return (self.unit,) * self.count
+        return (self.unit,) * self.count if isinstance(self.unit, str) else tuple(self.unit)
 
     @cached_property
     def limits(self) -> JointLimits:
@@ -273,23 +370,48 @@ class JointPositionGroup(JointGroup):
     """Positions of joints."""
 
     kind: Literal["joint_position"]
-    unit: Literal["rad", "m"]
+    continuous: Annotated[
+        tuple[JointName, ...],
+        Field(description="Joints that turn without end: no position limit, and the shorter way to a value"),
+    ] = ()
+    unit: Annotated[PerJointUnit, Field(description="One for all, or one per joint")]
     controller: JointController
 
 
-class GripperGroup(JointGroup):
+class OpeningGroup(JointGroup):
+    """What the groups share that open and close."""
+
+    unit: Literal["rad", "m", "fraction"]
+    opening_field: Annotated[
+        PerJointSpan,
+        Field(
+            alias="opening",
+            description="With `fraction`: [closed, open] as joint states and controller count them, one pair "
+            "for all joints or one per joint",
+        ),
+    ] = (0.0, 1.0)
+
+    @cached_property
+    def opening(self) -> Array:
+        """Joint values closed (fraction 0) and open (fraction 1), as the robot counts. Shape (n, 2)."""
+        return _frozen(np.broadcast_to(np.asarray(self.opening_field, dtype=np.float64), (self.count, 2)))
+
+
+class GripperGroup(OpeningGroup):
     """Opening of a gripper; `fraction` is 0 closed, 1 open."""
 
     kind: Literal["gripper"]
-    unit: Literal["rad", "m", "fraction"]
     threshold: Annotated[
         Number | None,
         Field(description="Binary gripper: values above it mean the high limit, others the low one"),
     ] = None
+    hysteresis: Annotated[
+        Number, Field(ge=0.0, description="How far beyond the threshold a value must lie to change sides")
+    ] = 0.0
     controller: GripperController
 
 
-class HandGroup(JointGroup):
+class HandGroup(OpeningGroup):
     """Positions of the joints of a dexterous hand."""
 
     kind: Literal["hand"]
@@ -302,6 +424,26 @@ ROTATION_CHANNELS: dict[str, tuple[str, ...]] = {
     "axis_angle": ("rx", "ry", "rz"),
     "rot6d": ("r11", "r21", "r31", "r12", "r22", "r32"),
 }
+
+
+class InverseKinematics(Record):
+    """The joints that bring about the pose of an end effector."""
+
+    joints: Annotated[
+        tuple[JointName, ...], Field(min_length=1, description="As in /joint_states, from base to tip")
+    ]
+    limits_field: Annotated[
+        JointLimitsField, Field(alias="limits", description="Of the joints; never exceeded by a command")
+    ]
+    urdf: Annotated[
+        str | None,
+        Field(max_length=512, description="URDF with `frame`, the joints and `tip`; relative to this file"),
+    ] = None
+
+    @cached_property
+    def limits(self) -> JointLimits:
+        """Limits as arrays, one entry per joint."""
+        return JointLimits(self.limits_field, len(self.joints))
 
 
 class EefDeltaGroup(Group):
@@ -321,7 +463,21 @@ class EefDeltaGroup(Group):
     frame: Annotated[Frame, Field(description="Frame whose axes the change is written in")]
     tip: Annotated[Frame, Field(description="Frame of the end effector")]
     limits: MotionLimits
-    controller: Annotated[CartesianPoseController, Field(description="Takes poses of `tip` in `frame`")]
+    workspace: Annotated[
+        tuple[Range, ...] | None,
+        Field(min_length=3, max_length=3, description="[low, high] of x, y, z that `tip` never leaves [m]"),
+    ] = None
+    ik: Annotated[
+        InverseKinematics | None, Field(description="Joints that move the tip; the executor needs it")
+    ] = None
+    controller: Annotated[
+        EefController, Field(description="Takes poses or twists of `tip` in `frame`, or the joints of `ik`")
+    ]
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Joints that bring the pose about."""
+        return self.ik.joints if self.ik is not None else ()
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -343,7 +499,7 @@ class WaypointGroup(Group):
     ] = "chunk_start"
     frame: Annotated[Frame, Field(description="Frame of the base: x forward, y left, theta counterclockwise")]
     limits: MotionLimits
-    controller: DiffDriveController
+    controller: WaypointController
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -355,22 +511,22 @@ class WaypointGroup(Group):
 
 
 class BaseVelocityGroup(Group):
-    """Velocity of a base in its own frame."""
+    """Velocity of a base in its own frame; sideways too where the controller is `omni_drive`."""
 
     kind: Literal["base_velocity"]
     unit: Literal["m/s, rad/s"] = "m/s, rad/s"
     reference: Literal["absolute"] = "absolute"
     frame: Annotated[Frame, Field(description="Frame of the base: x forward, counterclockwise positive")]
     limits: MotionLimits
-    controller: DiffDriveController
+    controller: BaseController
 
     @property
     def channels(self) -> tuple[str, ...]:
-        return ("vx", "wz")
+        return ("vx", "vy", "wz") if self.controller.type == "omni_drive" else ("vx", "wz")
 
     @property
     def units(self) -> tuple[str, ...]:
-        return ("m/s", "rad/s")
+        return ("m/s",) * (self.count - 1) + ("rad/s",)
 
 
 ActionGroup = Annotated[
@@ -398,6 +554,18 @@ class Stop(Record):
     chunk_max_age: Annotated[
         Positive, Field(description="Age of the observation at which a chunk is refused when it arrives [s]")
     ] = 1.0
+
+
+class Motion(Record):
+    """How the executor follows chunks."""
+
+    mode: Annotated[
+        Literal["replace", "ensemble", "rtc"],
+        Field(description="How a chunk takes over from the one before; see docs/motion.md"),
+    ] = "replace"
+    decay: Annotated[
+        Number, Field(description="Ensemble: a chunk weighs exp(-decay) of the one before it")
+    ] = 0.1
 
 
 class Simulation(Record):
@@ -428,6 +596,7 @@ class Embodiment(Record):
     state: State
     actions: Annotated[tuple[ActionGroup, ...], Field(min_length=1, description="Groups in channel order")]
     home: Annotated[dict[JointName, Number], Field(description="Position of every joint at rest")] = {}
+    motion: Motion = Motion()
     stop: Stop = Stop()
     simulation: Simulation | None = None
 
@@ -443,10 +612,8 @@ class Embodiment(Record):
 
     @property
     def joints(self) -> tuple[str, ...]:
-        """Joints of all groups, in channel order."""
-        return tuple(
-            joint for group in self.actions if isinstance(group, JointGroup) for joint in group.joints
-        )
+        """Joints of all groups, in the order of the groups; those that move an end effector too."""
+        return tuple(joint for group in self.actions for joint in getattr(group, "joints", ()))
 
     def check_against(self, K: int, H: int) -> None:
         """Make sure that a checkpoint's action tensor (H, K) holds this embodiment.

@@ -7,7 +7,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -143,7 +145,8 @@ class ExecutorNode(BodyNode):
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
         self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
         for topic in embodiment.state.joint_states:
-            self._entities.append(self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR))
+            keep = partial(self._on_joints, names=embodiment.state.joint_names.get(topic))
+            self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         if embodiment.state.odometry and self._follower.needs_odometry:
             self._entities.append(
                 self.create_subscription(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
@@ -234,17 +237,18 @@ class ExecutorNode(BodyNode):
         self._policy: PolicyStatus | None = None
         self._pending: ActionChunk | None = None
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
         known = self.embodiment.joints
-        if len(message.position) != len(message.name):
+        names = message.name if names is None else names
+        if len(message.position) != len(names):
             self._joint_trouble = Trouble(
                 Result.JOINT_STATE_INVALID,
-                f"joint states hold {len(message.name)} names and {len(message.position)} positions, "
+                f"joint states hold {len(names)} names and {len(message.position)} positions, "
                 "expected as many of one as of the other",
             )
             return
         stamp = seconds(message.header.stamp)
-        values = {n: p for n, p in zip(message.name, message.position) if n in known}  # noqa: B905 - same length
+        values = {n: p for n, p in zip(names, message.position) if n in known}  # noqa: B905 - same length
         broken = [name for name, position in values.items() if not math.isfinite(position)]
         if broken:
             self._joint_trouble = Trouble(

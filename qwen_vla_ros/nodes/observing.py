@@ -130,7 +130,7 @@ class Inbox:
 
 
 def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
-    """RGB pixels by view, checked against what the embodiment says. Shapes (height, width, 3).
+    """RGB pixels by view, checked and turned as the embodiment says. Shapes (height, width, 3).
 
     Raises:
         NotObserved: IMAGE_INVALID, naming camera, found and expected.
@@ -158,7 +158,7 @@ def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
                 f"{where}: size {rgb.shape[1]}x{rgb.shape[0]}, expected {width}x{height}",
                 lasting=True,
             )
-        images[view] = rgb
+        images[view] = np.ascontiguousarray(np.rot90(rgb, -camera.rotate // 90)) if camera.rotate else rgb
     return images
 
 

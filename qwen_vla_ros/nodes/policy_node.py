@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,8 @@ class PolicyNode(BodyNode):
             )
         if self.embodiment.prompt.state:
             for topic in self.embodiment.state.joint_states:
-                self._entities.append(
-                    self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR)
-                )
+                keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
+                self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         self._entities.append(self.create_subscription(Task, "task", self._on_task, qos.LATCHED))
         self._thread = threading.Thread(target=self._think, name="inference")
         self._thread.start()
@@ -193,9 +193,9 @@ class PolicyNode(BodyNode):
 
     # What is heard
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
         stamp = seconds(message.header.stamp)
-        for name, position in zip(message.name, message.position):  # noqa: B905 - a short one leaves joints out
+        for name, position in zip(names or message.name, message.position):  # noqa: B905 - the shorter counts
             self._joints[name] = (stamp, position)
 
     def _on_task(self, message: Task) -> None:
