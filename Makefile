@@ -43,8 +43,7 @@ demo: setup
 	  $(if $(TASK),--task "$$TASK") $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SEED),--seed $(SEED))
 
 test: setup
-	@# DDS now and then loses the first exchange of a process on a busy machine; each second try is reported.
-	@tools/with_ros python -m pytest --reruns 2 --only-rerun 'timed out after' -rR --cov --cov-report=xml:coverage.xml $(TESTS)
+	@tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml $(TESTS)
 
 lint: setup
 	@$(bin)/ruff format --check .

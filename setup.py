@@ -42,7 +42,6 @@ EXTRAS = {
         "import-linter>=2.1",  # rules between the rooms
         "mypy>=1.11",  # types
         "pytest>=8.0",  # test runner
-        "pytest-rerunfailures>=14.0",  # discovery that took too long is tried again, and reported
         "pytest-cov>=5.0",  # coverage
         "coverage>=7.10",  # coverage of the node processes
         "ruff>=0.9",  # format and lint
