@@ -143,11 +143,18 @@ class Normalisation(Record):
     q99: Annotated[tuple[Number, ...], Field(min_length=1, description="99th percentile per channel")]
 
 
+MessageNames = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None,
+    Field(min_length=1, description="Names in the message, where they are not the `joints` of the group"),
+]
+
+
 class JointTrajectoryController(Record):
     """trajectory_msgs/JointTrajectory, as ros2_control's joint_trajectory_controller takes it."""
 
     type: Literal["joint_trajectory"]
     topic: Topic
+    names: MessageNames = None
 
 
 class FollowJointTrajectoryController(Record):
@@ -155,6 +162,7 @@ class FollowJointTrajectoryController(Record):
 
     type: Literal["follow_joint_trajectory"]
     topic: Annotated[Topic, Field(description="Name of the action")]
+    names: MessageNames = None
 
 
 class ForwardCommandController(Record):
@@ -169,10 +177,7 @@ class JointStateController(Record):
 
     type: Literal["joint_state"]
     topic: Topic
-    names: Annotated[
-        tuple[JointName, ...] | None,
-        Field(min_length=1, description="Names in the message, where they are not those of the group"),
-    ] = None
+    names: MessageNames = None
 
 
 class GripperCommandController(Record):

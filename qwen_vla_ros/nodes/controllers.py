@@ -30,7 +30,7 @@ class Writer:
 
     def __init__(self, node: Node, group: Any, period: float):
         self.kind = group.controller.type
-        self._joints = list(getattr(group, "joints", ()))
+        self._joints = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
         self._stamped = getattr(group.controller, "stamped", False)
         self._frame = getattr(group, "frame", "")
         self._period = Duration(nanosec=round(period * 1e9)) if period < 1 else Duration(sec=round(period))
