@@ -70,6 +70,7 @@ def _load_file(path: Path) -> Embodiment:
     document = parse_document(content)
     faults = list(document.faults)
     embodiment = None
+    _locate(document.data, path.parent)
     if document.data is not None or not faults:
         embodiment, more = _validate(document.data)
         # A value that could not be read is None in the data; the reason is already among the faults.
@@ -83,6 +84,15 @@ def _load_file(path: Path) -> Embodiment:
         faults.sort(key=lambda fault: fault.line or 0)
         raise EmbodimentError(path, faults)
     return embodiment
+
+
+def _locate(data: Any, folder: Path) -> None:
+    """Make the paths of URDF files, which are relative to the YAML, absolute."""
+    groups = data.get("actions") if isinstance(data, dict) else None
+    for group in groups if isinstance(groups, list) else []:
+        chain = group.get("ik") if isinstance(group, dict) else None
+        if isinstance(chain, dict) and isinstance(chain.get("urdf"), str):
+            chain["urdf"] = str(folder.resolve() / chain["urdf"])
 
 
 def _validate(data: Any) -> tuple[Embodiment | None, list[Fault]]:

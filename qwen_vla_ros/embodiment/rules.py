@@ -34,6 +34,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
     yield from _sources(data, groups)
     for path, group in groups:
         yield from _limits(path, group)
+        yield from _kinematics(path, group)
         yield from _units(path, group)
         yield from _normalisation(path, group)
         yield from _threshold(path, group)
@@ -156,6 +157,8 @@ def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
         )
         own = dict.fromkeys(name for name in names if isinstance(name, str))
         joints += [((*path, "joints", names.index(name)), name) for name in own]
+        moving = _list(_dict(group.get("ik")).get("joints"))
+        joints += [((*path, "ik", "joints", k), name) for k, name in enumerate(moving)]
     yield from _repeated(
         ("actions",), [((*path, "name"), group.get("name")) for path, group in groups], "each group name once"
     )
@@ -163,8 +166,8 @@ def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
     count = sum(_channel_count(group) for _, group in groups)
     if count > MAX_CHANNELS:
         yield Fault(("actions",), f"{count} channels", f"at most K = {MAX_CHANNELS}")
-    moving = [(path, group) for path, group in groups if group.get("kind") in ("waypoint", "base_velocity")]
-    for path, group in moving[1:]:
+    bases = [(path, group) for path, group in groups if group.get("kind") in ("waypoint", "base_velocity")]
+    for path, group in bases[1:]:
         yield Fault((*path, "kind"), f"{group['kind']!r}, a second base", "one group that moves the base")
 
 
@@ -186,7 +189,8 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
         return
     state = data["state"]
     kinds = {group.get("kind") for _, group in groups if isinstance(group.get("kind"), str)}
-    if kinds & {"joint_position", "gripper", "hand"} and state.get("joint_states") in (None, []):
+    has_joints = kinds & {"joint_position", "gripper", "hand"} or any("ik" in group for _, group in groups)
+    if has_joints and state.get("joint_states") in (None, []):
         yield Fault(("state", "joint_states"), "no topic", "a JointState topic for the joints of the groups")
     if "waypoint" in kinds and state.get("odometry") is None:
         yield Fault(
@@ -274,6 +278,21 @@ def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
                     yield Fault(where, value_text([low, high]), "[low, high] with low < high")
 
 
+def _kinematics(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    if group.get("kind") != "eef_delta":
+        return
+    for where, low, high in _pairs((*path, "workspace"), group.get("workspace")):
+        if low >= high:
+            yield Fault(where, value_text([low, high]), "[low, high] with low < high")
+    controller = _dict(group.get("controller")).get("type")
+    chain = group.get("ik")
+    if isinstance(chain, dict):
+        yield from _limits((*path, "ik"), chain)
+    elif controller in ("joint_trajectory", "follow_joint_trajectory", "forward_command", "joint_state"):
+        expected = "`ik` with the joints, their limits and a URDF: the controller moves joints"
+        yield Fault((*path, "ik"), "nothing", expected)
+
+
 def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     statistics = _dict(group.get("normalisation"))
     low, high = _list(statistics.get("q01")), _list(statistics.get("q99"))
@@ -305,8 +324,9 @@ def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> It
         return
     ranges: dict[str, Any] = {}
     for _, group in groups:
-        names = _list(group.get("joints"))
-        position = _list(_dict(group.get("limits")).get("position"))
+        part = _dict(group.get("ik")) or group
+        names = _list(part.get("joints"))
+        position = _list(_dict(part.get("limits")).get("position"))
         each = bool(position) and isinstance(position[0], list)
         for k, name in enumerate(names):
             if isinstance(name, str):

@@ -24,9 +24,17 @@ def compose(pose, relative) -> np.ndarray:
     return np.stack([pose[0] + cos * x - sin * y, pose[1] + sin * x + cos * y, pose[2] + yaw], axis=-1)
 
 
-def wrap(angle: float) -> float:
-    """The same angle in [-pi, pi)."""
-    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+def relative_to(pose, poses) -> np.ndarray:
+    """`poses` in the frame of `pose`: the inverse of `compose`. Shapes (3,), (..., 3)."""
+    pose, poses = np.asarray(pose, dtype=float), np.asarray(poses, dtype=float)
+    cos, sin = np.cos(pose[2]), np.sin(pose[2])
+    x, y, yaw = np.moveaxis(poses - pose, -1, 0)
+    return np.stack([cos * x + sin * y, cos * y - sin * x, yaw], axis=-1)
+
+
+def wrap(angle):
+    """The same angle in [-pi, pi). Any shape."""
+    return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 class History:
@@ -98,7 +106,7 @@ class VelocityRamp:
         self._limit = np.array(velocity, dtype=float)
         n = len(self._limit)
         self.period = period
-        self.clamped = 0
+        self.clamps = np.zeros(n, dtype=int)
         self._planner = ruckig.Ruckig(n)
         self._plan = ruckig.Trajectory(n)
         self._input = ruckig.InputParameter(n)
@@ -132,7 +140,7 @@ class VelocityRamp:
                 f"target velocity must be {len(self._limit)} finite values, found {target.tolist()}"
             )
         inside = np.clip(target, -self._limit, self._limit)
-        self.clamped += int((inside != target).sum())
+        self.clamps += inside != target
         self._input.current_velocity = self.velocity.tolist()
         self._input.current_acceleration = self.acceleration.tolist()
         self._input.target_velocity = inside.tolist()
@@ -158,12 +166,14 @@ class VelocityRamp:
 
 
 class BaseTracker:
-    """Velocity (v, w) of a differential drive that follows poses in the odometry frame.
+    """Velocity of a base that follows poses in the odometry frame: (v, w), or (vx, vy, w) of one that is
+    omnidirectional.
 
-    Feed-forward of the reference's velocity plus the unicycle feedback of Kanayama et al. (ICRA 1990).
+    Feed-forward of the reference's velocity plus feedback: for a differential drive that of Kanayama et al.
+    (ICRA 1990), else in proportion.
 
     Args:
-        velocity, acceleration, jerk: limits of v [m/s] and w [rad/s]. Shape (2,).
+        velocity, acceleration, jerk: limits of v [m/s] and w [rad/s], shape (2,), or vx, vy, w, shape (3,).
         period: time between steps [s].
         along, across, turn: feedback gains [1/s], [1/m^2], [1/m].
     """
@@ -183,7 +193,7 @@ class BaseTracker:
 
     @property
     def velocity(self) -> np.ndarray:
-        """Commanded v [m/s] and w [rad/s]. Shape (2,)."""
+        """Commanded v [m/s] and w [rad/s]. Shape (2,) or (3,)."""
         return self.ramp.velocity
 
     def step(self, reference, reference_velocity, measured) -> np.ndarray:
@@ -195,7 +205,7 @@ class BaseTracker:
             measured: pose from odometry. Shape (3,).
 
         Returns:
-            v [m/s], w [rad/s]. Shape (2,).
+            v [m/s], w [rad/s]. Shape (2,) or (3,).
 
         Raises:
             ValueError: when an argument is not finite; the state is unchanged.
@@ -210,11 +220,14 @@ class BaseTracker:
         turn = wrap(reference[2] - measured[2])
         v_ff = rate[0] * np.cos(reference[2]) + rate[1] * np.sin(reference[2])
         along, across, turning = self._gains
+        if len(self.velocity) == 3:
+            forward, sideways = cos * rate[0] + sin * rate[1], cos * rate[1] - sin * rate[0]
+            return self.ramp.step([forward + along * ahead, sideways + along * left, rate[2] + along * turn])
         v = v_ff * np.cos(turn) + along * ahead
         # Regulating the heading must not depend on moving, or a turn on the spot would never end.
         w = rate[2] + v_ff * across * left + turning * max(abs(v_ff), 0.5) * np.sin(turn)
         return self.ramp.step([v, w])
 
     def brake(self) -> np.ndarray:
-        """v [m/s], w [rad/s] one period on, towards rest. Shape (2,)."""
+        """Velocity one period on, towards rest. Shape (2,) or (3,)."""
         return self.ramp.brake()

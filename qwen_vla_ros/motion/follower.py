@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,53 +11,36 @@ import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment
 
-from .base import BaseTracker, History, VelocityRamp, compose
-from .stop import Limits, MotionError
+from .base import History
+from .groups import BaseCommand, Command, JointCommand, JointGroup, TipGroup, UnsupportedGroup, make_groups
+from .guard import BaseGuard, JointGuard
+from .kinematics import Kinematics
+from .stop import MotionError
 from .timeline import ChunkRefused, Timeline
-from .tracking import JointTracker
-
-JOINT_KINDS = ("joint_position", "gripper", "hand")
 
 # Set-points are looked at this far ahead: it smooths what a model says, and lags nothing [s].
 LOOK_AHEAD = 0.05
 
-# A command may miss its limit by rounding [fraction].
-ROUNDING = 1e-6
+# No action is larger than this, in any unit; arithmetic stays far from overflow.
+LARGEST = 1e6
 
-
-class UnsupportedGroup(ValueError):
-    """An action group that this version cannot move; the text says which and why."""
-
-
-@dataclass(frozen=True)
-class JointCommand:
-    """What a controller is told.
-
-    Attributes:
-        group: name of the action group.
-        position: set-point one period from now. Shape (n,).
-        velocity: its velocity. Shape (n,).
-    """
-
-    group: str
-    position: np.ndarray
-    velocity: np.ndarray
+# The step of a chunk may differ from the control rate's by this share.
+STEP_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class BaseCommand:
-    """What a base is told.
+class Plan:
+    """What is going to be done, as a chunk captured at `stamp` would say it.
 
     Attributes:
-        group: name of the action group.
-        velocity: v [m/s] and w [rad/s]. Shape (2,).
+        stamp: [s].
+        rows: in the embodiment's units and references; NaN beyond what is planned. Shape (horizon, c).
+        known: leading rows that are planned.
     """
 
-    group: str
-    velocity: np.ndarray
-
-
-Command = JointCommand | BaseCommand
+    stamp: float
+    rows: np.ndarray
+    known: int
 
 
 class Follower:
@@ -66,37 +50,74 @@ class Follower:
     period. The methods take the time; nothing here reads a clock. After `MotionError` write nothing.
 
     Args:
-        embodiment: its action groups, limits, rates and `stop`.
+        embodiment: its action groups, limits, rates, `motion` and `stop`.
+        mode: how chunks take over, in place of the embodiment's `motion.mode`.
+        kinematics: of end-effector groups, by name, in place of their URDF.
 
     Raises:
-        UnsupportedGroup: for a group that needs kinematics or units that are not measured.
+        UnsupportedGroup: for a group that cannot be moved as it is described.
     """
 
-    def __init__(self, embodiment: Embodiment):
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        mode: str | None = None,
+        kinematics: Mapping[str, Kinematics] | None = None,
+    ):
         self.embodiment = embodiment
         self.period = 1.0 / embodiment.command_rate
         self._look_ahead = max(LOOK_AHEAD, 3 * self.period)
-        self._groups = [_make_group(group, self.period, self._look_ahead) for group in embodiment.actions]
-        count = embodiment.layout.count
-        held = np.zeros(count, dtype=bool)
-        self._part = {}
+        self._groups = make_groups(embodiment, self.period, self._look_ahead, dict(kinematics or {}))
+        self._guards: list[JointGuard | BaseGuard] = []
+        self._part: list[slice] = []  # columns in a chunk
+        self._inner: list[slice] = []  # channels of the timeline
+        self._used: list[slice] = []  # joints
+        width = joints = 0
         for group in self._groups:
-            self._part[group.name] = embodiment.layout.slice_of(group.name)
-            held[self._part[group.name]] = group.held
+            self._part.append(embodiment.layout.slice_of(group.name))
+            self._inner.append(slice(width, width + group.width))
+            self._used.append(slice(joints, joints + len(group.joints)))
+            width, joints = self._inner[-1].stop, self._used[-1].stop
+            if isinstance(group, JointGroup | TipGroup):
+                self._guards.append(JointGuard(group.joints, group.limits, self.period))
+            else:
+                bounds = group.velocity, group.acceleration, group.jerk
+                self._guards.append(BaseGuard(group.name, *bounds, self.period))
         step = 1.0 / embodiment.control_rate
-        self.timeline = Timeline(count, blend=step, held=held, max_age=embodiment.stop.chunk_max_age)
+        self.timeline = Timeline(
+            width,
+            blend=step,
+            held=np.concatenate([group.held for group in self._groups]),
+            quaternions=tuple(
+                inner.start + start
+                for inner, group in zip(self._inner, self._groups, strict=True)
+                for start in group.quaternions
+            ),
+            mode=mode or embodiment.motion.mode,
+            lead=self._look_ahead,
+            decay=embodiment.motion.decay,
+            max_age=embodiment.stop.chunk_max_age,
+        )
         span = embodiment.stop.chunk_max_age + embodiment.horizon * step
-        self.joints = History(len(embodiment.joints), span)
+        turning = np.concatenate([group.continuous for group in self._groups])
+        self.joints = History(joints, span, angles=turning)
         self.pose = History(3, span, angles=[False, False, True])
+        self._now = -np.inf
+        self.clock_jumps = 0
 
     @property
     def needs_odometry(self) -> bool:
         return any(group.needs_pose for group in self._groups)
 
     @property
+    def clamps(self) -> dict[str, int]:
+        """Set-points that a limit changed, counted per period, by group."""
+        return {group.name: int(group.clamps.sum()) for group in self._groups}
+
+    @property
     def clamped(self) -> int:
         """Set-points, counted per channel and period, that a limit changed."""
-        return sum(group.clamped for group in self._groups)
+        return sum(self.clamps.values())
 
     @property
     def resting(self) -> bool:
@@ -109,9 +130,12 @@ class Follower:
             ValueError: when joints or, where needed, a pose have not been measured.
         """
         measured = self._measured(now)
-        for group in self._groups:
-            group.start(measured[self._part[group.name]])
+        joints, pose = self._states(now)
+        for group, guard, used in zip(self._groups, self._guards, self._used, strict=True):
+            group.start(joints[used], pose)
+            guard.start(group.commanded)
         self.timeline.clear(measured)
+        self._now = now
 
     def offer(self, data: Any, stamp: float, step: float, now: float, sequence: int = 0) -> int:
         """Follow a chunk in the embodiment's units and references from now on.
@@ -128,37 +152,69 @@ class Follower:
             ChunkRefused: see `Timeline.offer`; what is being followed goes on.
         """
         data = np.asarray(data, dtype=float)
-        count = self.embodiment.layout.count
-        if data.ndim != 2 or data.shape[1] != count or not 1 <= len(data) <= self.embodiment.horizon:
+        names = self.embodiment.layout.names
+        if data.ndim != 2 or data.shape[1] != len(names) or not 1 <= len(data) <= self.embodiment.horizon:
             raise ChunkRefused(
-                f"chunk has shape {data.shape}, expected (1 to {self.embodiment.horizon}, {count})"
+                f"chunk has shape {data.shape}, expected (1 to {self.embodiment.horizon}, {len(names)})"
             )
-        if not np.isfinite(data).all():
-            row, channel = np.argwhere(~np.isfinite(data))[0]
-            name = self.embodiment.layout.names[channel]
-            raise ChunkRefused(f"chunk holds {data[row, channel]} in row {row}, channel {name}")
-        origin = self._measured(stamp)
-        rows = np.empty_like(data)
-        for group in self._groups:
-            part = self._part[group.name]
-            rows[:, part], origin[part] = group.resolve(data[:, part], origin[part])
+        if not (np.abs(data) <= LARGEST).all():  # false for NaN too
+            row, channel = np.argwhere(~(np.abs(data) <= LARGEST))[0]
+            raise ChunkRefused(f"chunk holds {data[row, channel]} in row {row}, channel {names[channel]}")
+        expected = 1.0 / self.embodiment.control_rate
+        if not abs(step - expected) <= STEP_TOLERANCE * expected:
+            raise ChunkRefused(
+                f"chunk has a step of {step} s, expected {expected:g} s, as the control rate says"
+            )
+        if not (np.isfinite(stamp) and np.isfinite(now)):
+            raise ChunkRefused(f"stamp {stamp} s and time {now} s must be finite")
+        self._watch(now)
+        try:
+            origin = self._measured(stamp)
+        except ValueError as error:
+            raise ChunkRefused(str(error)) from error
+        here = self.timeline.sample(now).position
+        rows = np.empty((len(data), len(origin)))
+        for group, part, inner in zip(self._groups, self._part, self._inner, strict=True):
+            rows[:, inner], origin[inner] = group.resolve(data[:, part], origin[inner], here[inner])
         return self.timeline.offer(rows, origin, stamp, step, now, sequence)
+
+    def plan(self, stamp: float) -> Plan:
+        """What is planned from `stamp` on, for a policy that continues it.
+
+        The rows are relative to the set-point at `stamp`, which stands for the state of the robot then.
+        """
+        body = self.embodiment
+        step = 1.0 / body.control_rate
+        times = stamp + step * np.arange(1, body.horizon + 1)
+        # The last row is planned too: rounding of its time must not lose it.
+        known = int((times <= stamp + self.timeline.remaining(stamp) + 1e-6).sum())
+        origin = self.timeline.sample(stamp).position
+        inside = np.array([self.timeline.sample(time).position for time in times[:known]])
+        rows = np.full((body.horizon, body.layout.count), np.nan)
+        for group, part, inner in zip(self._groups, self._part, self._inner, strict=True):
+            if known:
+                rows[:known, part] = group.express(inside[:, inner], origin[inner])
+        return Plan(stamp, rows, known)
 
     def step(self, now: float) -> list[Command]:
         """Commands for the next period on the way along the chunk.
 
+        A clock that goes back forgets the chunk: where it lies in time is unknown then.
+
         Raises:
-            MotionError: no motion within the limits could be computed.
+            MotionError: no motion within the limits could be computed, or the time is not finite.
         """
+        if not np.isfinite(now):
+            raise MotionError(f"the time is {now}")
+        self._watch(now)
         ahead = self.timeline.sample(now + self._look_ahead)
         here = self.timeline.sample(now + self.period)
         newest = self.pose.newest
         pose = None if newest is None else newest[1]
-        commands = []
-        for group in self._groups:
-            part = self._part[group.name]
+        commands: list[Command] = []
+        for group, inner in zip(self._groups, self._inner, strict=True):
             setpoint = ahead if group.looks_ahead else here
-            commands.append(group.step(setpoint.position[part], setpoint.velocity[part], pose))
+            commands.append(group.step(setpoint.position[inner], setpoint.velocity[inner], pose))
         return self._checked(commands)
 
     def brake(self) -> list[Command]:
@@ -169,194 +225,39 @@ class Follower:
         """
         return self._checked([group.brake() for group in self._groups])
 
+    def _watch(self, now: float) -> None:
+        if now < self._now:
+            self.clock_jumps += 1
+            self.timeline.clear(self.timeline.sample(self._now).position)
+        self._now = now
+
     def _checked(self, commands: list[Command]) -> list[Command]:
-        # The last look before the motors.
-        for group, command in zip(self._groups, commands, strict=True):
-            group.check(command)
+        for group, guard in zip(self._groups, self._guards, strict=True):
+            guard.check(group.commanded)
         return commands
 
-    def _measured(self, stamp: float) -> np.ndarray:
+    def _states(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:
         joints = self.joints.at(stamp)
         if joints is None:
-            joints = np.full(len(self.embodiment.joints), np.nan)
-        pose = self.pose.at(stamp)
-        values, used = [], 0
-        for group in self._groups:
-            n = len(group.joints)
-            values.append(group.measured(joints[used : used + n], pose))
-            used += n
-        measured = np.concatenate(values)
-        if not np.isfinite(measured).all():
-            missing = [
-                name
-                for name, value in zip(self.embodiment.layout.names, measured, strict=True)
-                if not np.isfinite(value)
-            ]
+            joints = np.full(self._used[-1].stop, np.nan)
+        return joints, self.pose.at(stamp)
+
+    def _measured(self, stamp: float) -> np.ndarray:
+        """Where the robot was, in the channels of the timeline. Shape (width,)."""
+        joints, pose = self._states(stamp)
+        missing, values = [], []
+        for group, used in zip(self._groups, self._used, strict=True):
+            values.append(group.observe(joints[used], pose))
+            if not np.isfinite(values[-1]).all():
+                lacking = [
+                    name
+                    for name, value in zip(group.joints, joints[used], strict=True)
+                    if not np.isfinite(value)
+                ]
+                missing += [f"{group.name}/{name}" for name in lacking] or [f"{group.name} (odometry)"]
+        if missing:
             raise ValueError(f"not measured yet: {', '.join(missing)}")
-        return measured
-
-
-class _JointGroup:
-    needs_pose = False
-    looks_ahead = True
-
-    def __init__(self, group: Any, period: float, look_ahead: float):
-        if group.unit == "fraction":
-            raise UnsupportedGroup(
-                f"group {group.name}: unit fraction, expected rad or m, as in joint states"
-            )
-        self.name, self.joints, self.held = group.name, group.joints, group.kind == "gripper"
-        self._reference = group.reference
-        self._threshold = getattr(group, "threshold", None)
-        limits = group.limits
-        self._limits = Limits(
-            limits.position[:, 0], limits.position[:, 1], limits.velocity, limits.acceleration, limits.jerk
-        )
-        self._tracker = JointTracker(self._limits, period, look_ahead)
-        self._lowest, self._highest = self._limits.lower, self._limits.upper
-
-    @property
-    def clamped(self) -> int:
-        return self._tracker.clamped
-
-    @property
-    def resting(self) -> bool:
-        return self._tracker.state.resting
-
-    def measured(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
-        return joints
-
-    def start(self, position: np.ndarray) -> None:
-        self._tracker.reset(position)
-        # A robot that stands outside its limits starts there and moves inside.
-        self._lowest = np.minimum(self._limits.lower, position)
-        self._highest = np.maximum(self._limits.upper, position)
-
-    def resolve(self, rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self._threshold is not None:
-            rows = np.where(rows > self._threshold, self._limits.upper, self._limits.lower)
-        elif self._reference == "chunk_start":
-            rows = rows + origin
-        elif self._reference == "previous_step":
-            rows = np.cumsum(rows, axis=0) + origin
-        return rows, origin
-
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
-        state = self._tracker.step(position, velocity)
-        return JointCommand(self.name, state.position, state.velocity)
-
-    def brake(self) -> JointCommand:
-        state = self._tracker.brake()
-        return JointCommand(self.name, state.position, state.velocity)
-
-    def check(self, command: JointCommand) -> None:
-        limits = self._limits
-        slack = ROUNDING * np.maximum(1.0, limits.upper - limits.lower)
-        for joint, ok in zip(
-            self.joints,
-            np.isfinite(command.position)
-            & np.isfinite(command.velocity)
-            & (command.position >= self._lowest - slack)
-            & (command.position <= self._highest + slack)
-            & (np.abs(command.velocity) <= limits.velocity * (1 + ROUNDING)),
-            strict=True,
-        ):
-            if not ok:
-                raise MotionError(f"command of joint {joint} would leave its limits: {command}")
-
-
-class _Base:
-    joints: tuple[str, ...] = ()
-    held = False
-    looks_ahead = False
-
-    def __init__(self, group: Any):
-        self.name = group.name
-        limits = group.limits
-        self._limit = np.array([limits.linear.velocity, limits.angular.velocity])
-        self._acceleration = np.array([limits.linear.acceleration, limits.angular.acceleration])
-        self._jerk = np.array([limits.linear.jerk, limits.angular.jerk])
-
-    def check(self, command: BaseCommand) -> None:
-        if not (np.abs(command.velocity) <= self._limit * (1 + ROUNDING)).all():  # false for NaN too
-            raise MotionError(f"command of base {self.name} would leave its limits: {command}")
-
-
-class _WaypointGroup(_Base):
-    needs_pose = True
-
-    def __init__(self, group: Any, period: float):
-        super().__init__(group)
-        self._tracker = BaseTracker(self._limit, self._acceleration, self._jerk, period)
-
-    @property
-    def clamped(self) -> int:
-        return self._tracker.ramp.clamped
-
-    @property
-    def resting(self) -> bool:
-        return self._tracker.ramp.resting
-
-    def measured(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
-        return np.full(3, np.nan) if pose is None else pose
-
-    def start(self, pose: np.ndarray) -> None:
-        self._tracker.ramp.reset()
-
-    def resolve(self, rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return compose(origin, rows), origin
-
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
-        if pose is None:
-            raise MotionError(f"base {self.name}: no odometry")
-        return BaseCommand(self.name, self._tracker.step(position, velocity, pose))
-
-    def brake(self) -> BaseCommand:
-        return BaseCommand(self.name, self._tracker.brake())
-
-
-class _BaseVelocityGroup(_Base):
-    needs_pose = False
-
-    def __init__(self, group: Any, period: float):
-        super().__init__(group)
-        self._ramp = VelocityRamp(self._limit, self._acceleration, self._jerk, period)
-
-    @property
-    def clamped(self) -> int:
-        return self._ramp.clamped
-
-    @property
-    def resting(self) -> bool:
-        return self._ramp.resting
-
-    def measured(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
-        return self._ramp.velocity.copy()
-
-    def start(self, velocity: np.ndarray) -> None:
-        self._ramp.reset()
-
-    def resolve(self, rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rows, rows[0]
-
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
-        return BaseCommand(self.name, self._ramp.step(position))
-
-    def brake(self) -> BaseCommand:
-        return BaseCommand(self.name, self._ramp.brake())
-
-
-def _make_group(group: Any, period: float, look_ahead: float):
-    if group.kind in JOINT_KINDS:
-        return _JointGroup(group, period, look_ahead)
-    if group.kind == "waypoint":
-        return _WaypointGroup(group, period)
-    if group.kind == "base_velocity":
-        return _BaseVelocityGroup(group, period)
-    raise UnsupportedGroup(
-        f"group {group.name}: kind {group.kind} needs inverse kinematics, which this version does not have; "
-        f"expected one of {', '.join([*JOINT_KINDS, 'waypoint', 'base_velocity'])}"
-    )
+        return np.concatenate(values)
 
 
 __all__ = [
@@ -366,5 +267,6 @@ __all__ = [
     "Follower",
     "JointCommand",
     "MotionError",
+    "Plan",
     "UnsupportedGroup",
 ]

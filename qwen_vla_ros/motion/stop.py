@@ -100,6 +100,12 @@ class Brake:
             state.position + [bound.max for bound in extrema],
         )
 
+    def path(self, state: AxisState, period: float) -> np.ndarray:
+        """Positions at every period [s] on the way to rest, from `state` on. Shape (k, n)."""
+        duration, _, _ = self.plan(state)
+        times = np.minimum(np.arange(np.ceil(duration / period) + 1) * period, duration)
+        return state.position + np.array([self._plan.at_time(time)[0] for time in times])
+
     def step(self, state: AxisState, period: float) -> AxisState:
         """The state one period [s] later on the way to rest; rest stays rest."""
         duration, _, _ = self.plan(state)

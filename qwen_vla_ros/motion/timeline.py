@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import rotations
+
+# How the next chunk takes over; see `Timeline`.
+MODES = ("replace", "ensemble", "rtc")
+
+# Chunks that an ensemble keeps.
+MEMBERS = 8
+
 
 class ChunkRefused(ValueError):
     """A chunk that must not be followed; the text says why.
@@ -21,58 +29,88 @@ class ChunkRefused(ValueError):
 
 @dataclass(frozen=True)
 class Setpoint:
-    """Position and velocity of each channel, in the channel's unit and per second. Shapes (c,)."""
+    """Position and velocity of each channel, in the channel's unit and per second. Shapes (c,).
+
+    Quaternions have no velocity here: theirs is 0.
+    """
 
     position: np.ndarray
     velocity: np.ndarray
 
 
 class Timeline:
-    """The newest chunk, placed at its capture time.
+    """Chunks placed at their capture time.
 
     Row k is due at `stamp + (k + 1) * step`; the origin (where the robot was at `stamp`) is due at `stamp`.
     Rows whose time has passed are skipped. Between rows a monotone cubic is followed: velocity is continuous,
-    no row is overshot. A newer chunk replaces the older one; what the two differ by at the hand-over is faded
-    out over `blend`, so that the set-point never jumps. Held channels (grippers) take the value of the row
-    being approached and are neither interpolated nor faded.
+    no row is overshot. Quaternions are turned at constant speed by the shorter way. Held channels (grippers)
+    take the value of the row being approached and are neither interpolated nor blended.
+
+    A chunk that arrives at `now` takes over at `now + lead`: what lies before is committed and does not
+    change. By mode:
+
+    - replace, rtc: the newer chunk alone counts. A quintic, added to it over `blend`, starts with the
+      difference of position, velocity and acceleration at the hand-over and ends with none: the set-point is
+      C2 there. With rtc the policy was told what is committed, and there is little to add.
+    - ensemble: the mean of all chunks that cover the moment, weighted `exp(-decay * n)`, n counting chunks
+      from the oldest (Zhao et al. 2023, temporal ensembling). A chunk's weight grows from 0 over `blend`
+      and shrinks to 0 before its last row.
 
     Every method takes the time; nothing here reads a clock.
 
     Args:
         channels: number of channels c.
-        blend: time over which a hand-over is faded [s].
+        blend: time over which a hand-over is blended [s].
         held: channels that are not interpolated. Shape (c,), bool.
+        quaternions: where blocks of 4 channels (w, x, y, z) begin.
+        mode: one of `MODES`.
+        lead: how far ahead of now set-points are committed [s].
+        decay: of the ensemble's weights; positive lets older chunks count more, as in the source.
         max_age: oldest chunk accepted, capture to now [s].
         max_future: how far ahead of now a capture time may lie [s].
     """
 
     def __init__(
-        self, channels: int, blend: float, held=None, max_age: float = np.inf, max_future: float = 0.05
+        self,
+        channels: int,
+        blend: float,
+        held=None,
+        quaternions: tuple[int, ...] = (),
+        mode: str = "replace",
+        lead: float = 0.0,
+        decay: float = 0.1,
+        max_age: float = np.inf,
+        max_future: float = 0.05,
     ):
+        if mode not in MODES:
+            raise ValueError(f"mode: found {mode!r}, expected one of {', '.join(MODES)}")
         self._held = np.zeros(channels, dtype=bool) if held is None else np.array(held, dtype=bool)
         if self._held.shape != (channels,):
             raise ValueError(f"held has shape {self._held.shape}, expected ({channels},)")
+        self.mode = mode
         self._channels = channels
         self._blend = blend
+        self._turns = [slice(start, start + 4) for start in quaternions]
+        self._lead = lead
+        self._decay = decay
         self._max_age = max_age
         self._max_future = max_future
-        self.clear(np.zeros(channels))
+        rest = np.zeros(channels)
+        for turn in self._turns:
+            rest[turn] = rotations.IDENTITY
+        self.clear(rest)
 
     def clear(self, position) -> None:
-        """Forget the chunk; the set-point rests at `position`. Shape (c,)."""
+        """Forget all chunks; the set-point rests at `position`. Shape (c,)."""
         position = np.array(position, dtype=float)
         if position.shape != (self._channels,) or not np.isfinite(position).all():
             raise ValueError(f"position must be {self._channels} finite values, found {position.tolist()}")
-        self._knots = np.array([-np.inf])
-        self._values = position[None]
-        self._slopes = np.zeros_like(self._values)
-        self._offset = np.zeros(self._channels)
-        self._offset_start = -np.inf
+        self._curves = [_Curve.rest(position, self._turns)]
         self._stamp = -np.inf
         self.sequence = 0
 
     def offer(self, rows, origin, stamp: float, step: float, now: float, sequence: int = 0) -> int:
-        """Follow a chunk from now on.
+        """Follow a chunk from `now + lead` on.
 
         Args:
             rows: absolute set-points. Shape (h, c).
@@ -117,56 +155,162 @@ class Timeline:
         if skipped == len(rows):
             raise ChunkRefused(f"last row was due {now - knots[-1]:.3f} s ago", late=True)
 
-        committed = self.sample(now).position
-        self._knots = knots
-        self._values = np.vstack([origin, rows])
-        self._slopes = _monotone_slopes(self._values, step)
+        begin = now + self._lead
+        curve = _Curve(knots, np.vstack([origin, rows]), step, begin, self._turns)
+        if self.mode != "ensemble" or len(self._curves) == 1:
+            # What rests before the first chunk is no member of an ensemble: it is spliced to.
+            curve.splice(self._at(begin), self._blend, self._held)
+        if self.mode == "ensemble":
+            self._curves = [*self._curves[-MEMBERS + 1 :], curve]
+        else:
+            begun = sum(old.begin <= now for old in self._curves)
+            self._curves = [*self._curves[max(0, begun - 1) :], curve]
         self._stamp = stamp
         self.sequence = sequence
-        self._offset = np.zeros(self._channels)
-        self._offset = np.where(self._held, 0.0, committed - self.sample(now).position)
-        self._offset_start = now
         return skipped
 
     def sample(self, now: float) -> Setpoint:
         """The set-point at `now` [s]. Past the last row it rests there."""
-        i = int(np.searchsorted(self._knots, now, side="right")) - 1
-        if i < 0:
-            position, velocity = self._values[0], np.zeros(self._channels)
-            ahead = self._values[min(1, len(self._values) - 1)]
-        elif i >= len(self._knots) - 1:
-            position, velocity = self._values[-1], np.zeros(self._channels)
-            ahead = position
-        else:
-            width = self._knots[i + 1] - self._knots[i]
-            position, velocity = _hermite(
-                (now - self._knots[i]) / width,
-                width,
-                self._values[i],
-                self._values[i + 1],
-                self._slopes[i],
-                self._slopes[i + 1],
-            )
-            ahead = self._values[i + 1]
-        fade, fade_rate = self._fade(now)
-        position = position + fade * self._offset
-        velocity = velocity + fade_rate * self._offset
-        return Setpoint(np.where(self._held, ahead, position), np.where(self._held, 0.0, velocity))
+        position, velocity, _ = self._at(now)
+        position = np.where(self._held, self._begun(now)[-1].approached(now), position)
+        return Setpoint(position, np.where(self._held, 0.0, velocity))
 
     def remaining(self, now: float) -> float:
         """Time until the last row is due [s]; negative past it, -inf without a chunk."""
-        return float(self._knots[-1] - now)
+        return float(self._curves[-1].knots[-1] - now)
 
     @property
     def stamp(self) -> float:
-        """Capture time of the chunk being followed [s]; -inf without one."""
+        """Capture time of the newest chunk [s]; -inf without one."""
         return self._stamp
 
-    def _fade(self, now: float) -> tuple[float, float]:
-        if self._blend <= 0 or now >= self._offset_start + self._blend:
-            return 0.0, 0.0
-        u = max(0.0, (now - self._offset_start) / self._blend)
-        return 1 - u * u * (3 - 2 * u), -6 * u * (1 - u) / self._blend
+    def _begun(self, now: float) -> list[_Curve]:
+        return [curve for curve in self._curves if curve.begin <= now] or self._curves[:1]
+
+    def _at(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position, velocity and acceleration of the blend of chunks. Shapes (c,)."""
+        begun = self._begun(now)
+        if self.mode != "ensemble":
+            return begun[-1].evaluate(now)
+        members = begun[1:] if begun[0].resting and len(begun) > 1 else begun
+        weights, rates = self._weights(members, now)
+        if len(members) == 1:
+            return members[0].evaluate(now)
+        states = [member.evaluate(now) for member in members]
+        positions, velocities = (np.array([state[i] for state in states]) for i in (0, 1))
+        total, change = weights.sum(), rates.sum()
+        position = weights @ positions / total
+        velocity = (weights @ velocities + rates @ positions - change * position) / total
+        for turn in self._turns:
+            position[turn] = rotations.mean(positions[:, turn], weights)
+            velocity[turn] = 0.0
+        return position, velocity, np.zeros(self._channels)
+
+    def _weights(self, members: list[_Curve], now: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of each member, and its time derivative."""
+        weights, rates = np.empty(len(members)), np.empty(len(members))
+        for i, member in enumerate(members):
+            grow, growth = _rise(now - member.begin, self._blend) if i else (1.0, 0.0)
+            fade, fading = _rise(member.knots[-1] - now, self._blend) if i < len(members) - 1 else (1.0, 0.0)
+            scale = np.exp(-self._decay * i)
+            weights[i] = scale * grow * fade
+            rates[i] = scale * (growth * fade - grow * fading)
+        if not weights.sum() > 0:
+            # All others have ended while the newest had just begun.
+            weights[-1], rates[-1] = 1.0, 0.0
+        return weights, rates
+
+
+class _Curve:
+    """One chunk as a function of time."""
+
+    def __init__(self, knots: np.ndarray, values: np.ndarray, step: float, begin: float, turns: list[slice]):
+        self.knots, self.begin, self._turns = knots, begin, turns
+        self.resting = False
+        self._values = values
+        self._slopes = _monotone_slopes(values, step)
+        self._vectors = [
+            rotations.to_vector(rotations.multiply(values[1:, turn], rotations.inverse(values[:-1, turn])))
+            for turn in turns
+        ]
+        self._added = np.zeros((3, values.shape[1]))
+        self._turned = [np.zeros(3) for _ in turns]
+        self._blend = 0.0
+
+    @classmethod
+    def rest(cls, position: np.ndarray, turns: list[slice]) -> _Curve:
+        curve = cls(np.array([-np.inf, -np.inf]), np.vstack([position, position]), 1.0, -np.inf, turns)
+        curve.resting = True
+        return curve
+
+    def splice(
+        self, before: tuple[np.ndarray, np.ndarray, np.ndarray], blend: float, held: np.ndarray
+    ) -> None:
+        """Begin where `before` (position, velocity, acceleration) is, and be oneself after `blend` [s]."""
+        after = self._bare(self.begin)
+        self._blend = blend
+        self._added = np.array([np.where(held, 0.0, a - b) for a, b in zip(before, after, strict=True)])
+        for i, turn in enumerate(self._turns):
+            self._added[:, turn] = 0.0
+            offset = rotations.multiply(before[0][turn], rotations.inverse(after[0][turn]))
+            self._turned[i] = rotations.to_vector(offset)
+
+    def evaluate(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position, velocity, acceleration at `now` [s]. Shapes (c,)."""
+        position, velocity, acceleration = self._bare(now)
+        if not self._blend > 0 or now >= self.begin + self._blend:
+            return position, velocity, acceleration
+        since = max(0.0, now - self.begin)
+        factors = _quintic(since, self._blend)
+        for turn, vector in zip(self._turns, self._turned, strict=True):
+            position[turn] = rotations.multiply(rotations.from_vector(factors[0, 0] * vector), position[turn])
+        added = factors @ self._added
+        return position + added[0], velocity + added[1], acceleration + added[2]
+
+    def approached(self, now: float) -> np.ndarray:
+        """The row that is due next. Shape (c,)."""
+        i = int(np.searchsorted(self.knots, now, side="right"))
+        return self._values[min(max(i, 1), len(self._values) - 1)]
+
+    def _bare(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i = int(np.searchsorted(self.knots, now, side="right")) - 1
+        if i < 0 or i >= len(self.knots) - 1:
+            value = self._values[0 if i < 0 else -1]
+            return value.copy(), np.zeros_like(value), np.zeros_like(value)
+        width = self.knots[i + 1] - self.knots[i]
+        u = (now - self.knots[i]) / width
+        state = _hermite(u, width, *self._values[i : i + 2], *self._slopes[i : i + 2])
+        for turn, vectors in zip(self._turns, self._vectors, strict=True):
+            state[0][turn] = rotations.multiply(rotations.from_vector(u * vectors[i]), self._values[i, turn])
+            state[1][turn] = state[2][turn] = 0.0
+        return state
+
+
+def _rise(time: float, span: float) -> tuple[float, float]:
+    """0 to 1 over `span` with no slope at the ends, and its derivative."""
+    if time >= span or span <= 0:
+        return float(time >= 0), 0.0
+    u = max(0.0, time / span)
+    return u * u * (3 - 2 * u), 6 * u * (1 - u) / span
+
+
+def _quintic(time: float, span: float) -> np.ndarray:
+    """What is left, `time` after the hand-over, of an offset of position, velocity and acceleration.
+
+    Row i is the i-th derivative; column j belongs to an offset of the j-th derivative. All are 0 at `span`,
+    with their first two derivatives. Shape (3, 3).
+    """
+    u = time / span
+    r = 1 - u
+    # Bernstein form of degree 5: three coefficients at the start, three zeros at the end.
+    basis = np.array([r**5, 5 * u * r**4, 10 * u**2 * r**3])
+    first = np.array([-5 * r**4, 5 * r**4 - 20 * u * r**3, 20 * u * r**3 - 30 * u**2 * r**2]) / span
+    second = (
+        np.array([20 * r**3, -40 * r**3 + 60 * u * r**2, 20 * r**3 - 120 * u * r**2 + 60 * u**2 * r])
+        / span**2
+    )
+    starts = np.array([[1.0, 0.0, 0.0], [1.0, span / 5, 0.0], [1.0, 2 * span / 5, span**2 / 20]])
+    return np.vstack([basis, first, second]) @ starts
 
 
 def _monotone_slopes(values: np.ndarray, step: float) -> np.ndarray:
@@ -186,7 +330,7 @@ def _monotone_slopes(values: np.ndarray, step: float) -> np.ndarray:
 
 
 def _hermite(u, width, start, end, start_slope, end_slope):
-    """Value and derivative of the cubic Hermite polynomial at `u` in [0, 1]."""
+    """Value and two derivatives of the cubic Hermite polynomial at `u` in [0, 1]."""
     a = (1 + 2 * u) * (1 - u) ** 2
     b = u * (1 - u) ** 2
     c = u * u * (3 - 2 * u)
@@ -197,4 +341,9 @@ def _hermite(u, width, start, end, start_slope, end_slope):
         + (1 - u) * (1 - 3 * u) * start_slope
         + u * (3 * u - 2) * end_slope
     )
-    return value, rate
+    bend = (
+        (12 * u - 6) * (start - end) / width**2
+        + (6 * u - 4) * start_slope / width
+        + (6 * u - 2) * end_slope / width
+    )
+    return value, rate, bend

@@ -36,7 +36,7 @@ class JointTracker:
         self.limits = limits
         self.period = period
         self.horizon = horizon
-        self.clamped = 0
+        self.clamps = np.zeros(len(limits), dtype=int)
         self._brake = Brake(limits)
         self._planner = ruckig.Ruckig(1)
         self._plan = ruckig.Trajectory(1)
@@ -91,7 +91,7 @@ class JointTracker:
         slow = np.clip(velocity, -self._target_velocity, self._target_velocity)
         # At a position bound the only velocity that stays inside is zero.
         slow = np.where(inside == position, slow, 0.0)
-        self.clamped += int(((inside != position) | (slow != velocity)).sum())
+        self.clamps += (inside != position) | (slow != velocity)
 
         before = self.state
         braking = self._brake.step(before, self.period)
@@ -107,7 +107,7 @@ class JointTracker:
         upper = np.maximum(self.limits.upper, before.position) + POSITION_TOLERANCE
         for axis in np.flatnonzero((lowest < lower) | (highest > upper)).tolist():
             after.position[axis], after.velocity[axis], after.acceleration[axis] = self._of(braking, axis)
-            self.clamped += 1
+            self.clamps[axis] += 1
         self.state = after
         return after
 
@@ -116,12 +116,17 @@ class JointTracker:
         self.state = self._brake.step(self.state, self.period)
         return self.state
 
+    def braking(self) -> np.ndarray:
+        """Positions at every period from now on while braking, the present one first. Shape (k, n)."""
+        return self._brake.path(self.state, self.period)
+
     @staticmethod
     def _of(state: AxisState, axis: int) -> tuple[float, float, float]:
         return state.position[axis], state.velocity[axis], state.acceleration[axis]
 
     def _arrived(self, axis: int, position: float) -> bool:
-        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential.
+        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
+        # brake ends it.
         state = self.state
         return (
             abs(position - state.position[axis]) < 1e-8
@@ -138,7 +143,7 @@ class JointTracker:
         parameters.target_position = [position]
         parameters.target_velocity = [velocity]
         if velocity == 0 and self._arrived(axis, position):
-            return position, 0.0, 0.0
+            return None
         for minimum in (self.horizon, None):
             parameters.minimum_duration = minimum
             try:

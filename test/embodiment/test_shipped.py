@@ -149,7 +149,7 @@ def test_kinds_that_no_shipped_robot_has():
     rotation = ["r11", "r21", "r31", "r12", "r22", "r32"]
     assert list(body.layout.names) == [
         *(f"eef/{channel}" for channel in ["x", "y", "z", *rotation]),
-        "gripper/gripper",
+        "gripper/left_finger",
         "hand/thumb",
         "hand/index",
         "base/vx",
@@ -164,4 +164,4 @@ def test_kinds_that_no_shipped_robot_has():
         "rad/s",
     ]
     assert body.actions[2].limits.position.tolist() == [[0.0, 1.5]] * 2
-    assert body.joints == ("gripper", "thumb", "index")
+    assert body.joints == (*eef["ik"]["joints"], "left_finger", "thumb", "index")

@@ -13,6 +13,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Follower, UnsupportedGrou
 
 PANDA = load_embodiment("franka_panda")
 TIAGO = load_embodiment("tiago_base")
+WIDOWX = load_embodiment("widowx")
 
 
 class Robot:
@@ -160,9 +161,23 @@ def test_panda_at_the_speed_of_its_tasks_stops_within_the_time_left_by_the_heart
     assert robot.stop() < 0.14
 
 
-def test_refuses_a_body_that_needs_kinematics():
-    with pytest.raises(UnsupportedGroup, match=r"group eef: kind eef_delta needs inverse kinematics"):
-        Follower(load_embodiment("widowx"))
+def test_refuses_a_tip_without_the_joints_that_move_it():
+    eef, gripper = WIDOWX.actions
+    for ik, reason in (
+        (None, r"group eef: kind eef_delta needs `ik`"),
+        (eef.ik.model_copy(update={"urdf": None}), r"group eef: ik.urdf is missing"),
+        (
+            eef.ik.model_copy(update={"urdf": "/nowhere.urdf"}),
+            r"/nowhere.urdf: no such file, expected a URDF",
+        ),
+        (
+            eef.ik.model_copy(update={"joints": ("waist", "knee")}),
+            r"widowx_250s.urdf: no joint knee; there are",
+        ),
+    ):
+        actions = (eef.model_copy(update={"ik": ik}), gripper)
+        with pytest.raises(UnsupportedGroup, match=reason):
+            Follower(WIDOWX.model_copy(update={"actions": actions}))
 
 
 def test_start_says_what_has_not_been_measured():

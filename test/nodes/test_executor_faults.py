@@ -146,7 +146,7 @@ def test_asked_to_end_during_a_task_it_stops_the_robot_first(robot, number):
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ("widowx", "kind eef_delta needs inverse kinematics"),
+        ("google_robot", "kind eef_delta needs `ik`"),
         ("no_such_robot", "no_such_robot"),
     ],
 )

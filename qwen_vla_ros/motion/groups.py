@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action groups of a body: what rows of a chunk mean, and how each kind is driven."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen_vla_ros.embodiment import Embodiment
+
+from . import rotations
+from .base import BaseTracker, VelocityRamp, compose, relative_to, wrap
+from .kinematics import Kinematics, KinematicsError, UrdfKinematics, approach
+from .stop import AxisState, Limits, MotionError
+from .timeline import ChunkRefused
+from .tracking import JointTracker
+
+JOINT_KINDS = ("joint_position", "gripper", "hand")
+
+# Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
+LEAD_SPEED = 0.8
+
+# A box or a speed of a tip may be missed by rounding [fraction].
+ROUNDING = 1e-6
+
+
+class UnsupportedGroup(ValueError):
+    """An action group that cannot be moved as it is described; the text says which, why and what it needs."""
+
+
+@dataclass(frozen=True)
+class JointCommand:
+    """What a controller of joints is told.
+
+    Attributes:
+        group: name of the action group.
+        position: set-point one period from now, as in joint states. Shape (n,).
+        velocity: its velocity. Shape (n,).
+        pose: of the tip, where the group has one: x, y, z [m], w, x, y, z. Shape (7,).
+    """
+
+    group: str
+    position: np.ndarray
+    velocity: np.ndarray
+    pose: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class BaseCommand:
+    """What a base is told.
+
+    Attributes:
+        group: name of the action group.
+        velocity: v [m/s] and w [rad/s], shape (2,); of an omnidirectional base vx, vy, w, shape (3,).
+    """
+
+    group: str
+    velocity: np.ndarray
+
+
+Command = JointCommand | BaseCommand
+
+
+class JointGroup:
+    """Joints, grippers and hands.
+
+    Inside, values are in the unit of the group; joint states and commands are in that of the joints.
+    """
+
+    needs_pose = False
+    looks_ahead = True
+    quaternions: tuple[int, ...] = ()
+
+    def __init__(self, group: Any, period: float, look_ahead: float):
+        self.name, self.joints = group.name, group.joints
+        self.width = len(group.joints)
+        self.held = np.full(self.width, group.kind == "gripper")
+        self.continuous = np.array([joint in getattr(group, "continuous", ()) for joint in group.joints])
+        self._reference = group.reference
+        self._threshold = getattr(group, "threshold", None)
+        self._hysteresis = getattr(group, "hysteresis", 0.0)
+        self._offset, self._scale = np.zeros(self.width), np.ones(self.width)
+        if group.unit == "fraction":
+            closed, opened = group.opening.T
+            self._offset, self._scale = closed, opened - closed
+        self.limits = joint_limits(group.limits, self.continuous)
+        self._tracker = JointTracker(self.limits, period, look_ahead)
+
+    @property
+    def clamps(self) -> np.ndarray:
+        return self._tracker.clamps
+
+    @property
+    def resting(self) -> bool:
+        return self._tracker.state.resting
+
+    @property
+    def commanded(self) -> np.ndarray:
+        """Last set-point, in the unit of the limits. Shape (n,)."""
+        return self._tracker.state.position
+
+    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        return (joints - self._offset) / self._scale
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self._tracker.reset(self.observe(joints, pose))
+
+    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
+        """Absolute set-points of a chunk's rows, and its origin, in the frame of `here`, the present one."""
+        if self._threshold is not None:
+            return self._switched(rows, here), origin
+        if self._reference == "chunk_start":
+            rows = rows + origin
+        elif self._reference == "previous_step":
+            rows = np.cumsum(rows, axis=0) + origin
+        if self.continuous.any():
+            turned = here + wrap(origin - here)
+            path = np.vstack([turned, rows])
+            path = turned + np.vstack([np.zeros(self.width), np.cumsum(wrap(np.diff(path, axis=0)), axis=0)])
+            rows = np.where(self.continuous, path[1:], rows)
+            origin = np.where(self.continuous, turned, origin)
+        return rows, origin
+
+    def _switched(self, rows: np.ndarray, here: np.ndarray) -> np.ndarray:
+        """A binary gripper: it changes sides beyond the threshold and the hysteresis only."""
+        lower, upper = self.limits.lower, self.limits.upper
+        opened = here > (lower + upper) / 2
+        switched = np.empty_like(rows)
+        for k, row in enumerate(rows):
+            opened = row > self._threshold + np.where(opened, -self._hysteresis, self._hysteresis)
+            switched[k] = np.where(opened, upper, lower)
+        return switched
+
+    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """The inverse of `resolve`: rows of a chunk whose observation saw `origin`."""
+        if self._threshold is not None or self._reference == "absolute":
+            return np.where(self.continuous, wrap(rows), rows)
+        if self._reference == "chunk_start":
+            return rows - origin
+        return np.diff(np.vstack([origin, rows]), axis=0)
+
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
+        return self._command(self._tracker.step(position, velocity))
+
+    def brake(self) -> JointCommand:
+        return self._command(self._tracker.brake())
+
+    def _command(self, state: AxisState) -> JointCommand:
+        return JointCommand(
+            self.name, self._offset + self._scale * state.position, self._scale * state.velocity
+        )
+
+
+class TipGroup:
+    """The pose of an end effector, brought about by joints.
+
+    The chunk's pose is led within the speed limit and the workspace; joints that bring it about are tracked
+    within theirs. A step is taken only if the tip, from there on to rest, stays inside the workspace and
+    below its speed limits at every command; else the joints brake. So the brake always has a way.
+
+    Inside: x, y, z [m] and the quaternion w, x, y, z of `tip` in the base frame.
+    """
+
+    needs_pose = False
+    looks_ahead = True
+    width = 7
+    quaternions = (3,)
+    held = np.zeros(7, dtype=bool)
+
+    def __init__(self, group: Any, kinematics: Kinematics, home: Any, period: float, look_ahead: float):
+        self.name, self.joints = group.name, group.ik.joints
+        self.continuous = np.zeros(len(self.joints), dtype=bool)
+        self.kinematics = kinematics
+        self.limits = joint_limits(group.ik.limits, self.continuous)
+        self._rotation, self._reference = group.rotation, group.reference
+        # Written in the axes of the tip itself, or in those of a frame that does not move.
+        self._own_axes = group.frame == group.tip
+        self._speed = np.array([group.limits.linear.velocity, group.limits.angular.velocity])
+        box = np.array(
+            group.workspace if group.workspace is not None else [[-np.inf, np.inf]] * 3, dtype=float
+        )
+        self._box = self._bounds = box[:, 0], box[:, 1]
+        self._period = period
+        self._tracker = JointTracker(self.limits, period, look_ahead)
+        rest = [home.get(joint) for joint in self.joints]
+        self._rest = None if None in rest else np.array(rest, dtype=float)
+        self._clamps = np.zeros(self.width, dtype=int)
+        self._lead = np.zeros(len(self.joints))
+        self._at = np.zeros(3), rotations.IDENTITY
+
+    @property
+    def clamps(self) -> np.ndarray:
+        return self._clamps
+
+    @property
+    def resting(self) -> bool:
+        return self._tracker.state.resting
+
+    @property
+    def commanded(self) -> np.ndarray:
+        """Last set-point, in the unit of the limits. Shape (n,)."""
+        return self._tracker.state.position
+
+    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        if not np.isfinite(joints).all():
+            return np.full(self.width, np.nan)
+        return np.concatenate(self.kinematics.pose(joints))
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self._tracker.reset(joints)
+        self._lead = self._tracker.state.position
+        self._at = self.kinematics.pose(self._lead)
+        # A tip that is outside starts there and comes inside.
+        self._bounds = np.minimum(self._box[0], self._at[0]), np.maximum(self._box[1], self._at[0])
+
+    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
+        try:
+            turns = rotations.FROM[self._rotation](rows[:, 3:])
+        except ValueError as error:
+            raise ChunkRefused(f"group {self.name}: {error}") from error
+        poses = np.empty((len(rows), self.width))
+        position, quaternion = origin[:3], origin[3:]
+        for k, (shift, turn) in enumerate(zip(rows[:, :3], turns, strict=True)):
+            if self._own_axes:
+                shift = rotations.to_matrix(quaternion) @ shift
+                turned = rotations.multiply(quaternion, turn)
+            else:
+                turned = rotations.multiply(turn, quaternion)
+            poses[k, :3], poses[k, 3:] = position + shift, turned / np.linalg.norm(turned)
+            if self._reference == "previous_step":
+                position, quaternion = poses[k, :3], poses[k, 3:]
+        return poses, origin
+
+    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """The inverse of `resolve`: rows of a chunk whose observation saw `origin`."""
+        before = np.vstack([origin, rows[:-1]]) if self._reference == "previous_step" else origin[None]
+        shift = rows[:, :3] - before[:, :3]
+        back = rotations.inverse(before[:, 3:])
+        if self._own_axes:
+            shift = np.einsum("kij,kj->ki", rotations.to_matrix(back) * np.ones((len(rows), 1, 1)), shift)
+            turn = rotations.multiply(back, rows[:, 3:])
+        else:
+            turn = rotations.multiply(rows[:, 3:], back)
+        return np.hstack([shift, rotations.TO[self._rotation](turn)])
+
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
+        goal = self._led(position[:3], position[3:])
+        before, lead = self._tracker.state, self._lead
+        reach = self.limits.velocity * self._period
+        self._lead = approach(self.kinematics, *goal, lead, self.limits, reach, self._rest)
+        self._tracker.step(self._lead, (self._lead - lead) / self._period)
+        if not self._safe(before):
+            # Left of what the tracker promised, nothing is lost: from `before` the brake is safe.
+            self._tracker.state = before
+            self._clamps += 1
+            return self.brake()
+        self._at = self.kinematics.pose(self._lead)
+        return self._command()
+
+    def brake(self) -> JointCommand:
+        self._lead = self._tracker.brake().position
+        self._at = self.kinematics.pose(self._lead)
+        return self._command()
+
+    def _command(self) -> JointCommand:
+        state = self._tracker.state
+        return JointCommand(
+            self.name, state.position, state.velocity, np.concatenate(self.kinematics.pose(state.position))
+        )
+
+    def _led(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pose to bring about next: towards the set-point, inside the box, not too fast."""
+        inside = np.clip(position, *self._box)
+        self._clamps[:3] += inside != position
+        here, turned = self._at
+        way = inside - here
+        turn = rotations.to_vector(rotations.multiply(quaternion, rotations.inverse(turned)))
+        far = np.array([np.linalg.norm(way), np.linalg.norm(turn)])
+        allowed = LEAD_SPEED * self._speed * self._period
+        # Both at one pace, so that the path is that of the chunk.
+        share = float(np.min(np.where(far > allowed, allowed / np.maximum(far, 1e-12), 1.0)))
+        self._clamps[:3] += far[0] > allowed[0]
+        self._clamps[3:] += far[1] > allowed[1]
+        return here + share * way, rotations.multiply(rotations.from_vector(share * turn), turned)
+
+    def _safe(self, before: AxisState) -> bool:
+        """Whether the tip stays in its bounds from `before` through the tracker's state on to rest."""
+        path = [before.position, *self._tracker.braking()]
+        poses = [self.kinematics.pose(joints) for joints in path]
+        positions = np.array([position for position, _ in poses])
+        slack = ROUNDING * np.maximum(1.0, np.abs(positions).max())
+        if not ((positions >= self._bounds[0] - slack) & (positions <= self._bounds[1] + slack)).all():
+            return False
+        speeds = np.linalg.norm(np.diff(positions, axis=0), axis=1) / self._period
+        quaternions = np.array([quaternion for _, quaternion in poses])
+        cosines = np.abs((quaternions[1:] * quaternions[:-1]).sum(axis=1))
+        turns = 2 * np.arccos(np.minimum(cosines, 1.0)) / self._period
+        return bool((speeds <= self._speed[0]).all() and (turns <= self._speed[1]).all())
+
+
+class _Base:
+    joints: tuple[str, ...] = ()
+    continuous = np.zeros(0, dtype=bool)
+    looks_ahead = False
+    quaternions: tuple[int, ...] = ()
+    width: int
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    jerk: np.ndarray
+
+    def __init__(self, group: Any):
+        self.name = group.name
+        self.held = np.zeros(self.width, dtype=bool)
+        omni = group.controller.type == "omni_drive"
+        # Ahead and sideways together stay below the limit of the way they go.
+        share = np.array([np.sqrt(0.5), np.sqrt(0.5), 1.0] if omni else [1.0, 1.0])
+        for name in ("velocity", "acceleration", "jerk"):
+            linear, angular = getattr(group.limits.linear, name), getattr(group.limits.angular, name)
+            setattr(self, name, share * [*([linear] * (len(share) - 1)), angular])
+
+
+class WaypointGroup(_Base):
+    """Waypoints of a base, followed by feedback on odometry. Inside: x, y [m], yaw [rad] in its frame."""
+
+    needs_pose = True
+    width = 3
+
+    def __init__(self, group: Any, period: float):
+        super().__init__(group)
+        if group.controller.type == "path":
+            raise UnsupportedGroup(f"group {group.name}: a path is driven by whoever takes it, not from here")
+        self._tracker = BaseTracker(self.velocity, self.acceleration, self.jerk, period)
+
+    @property
+    def commanded(self) -> np.ndarray:
+        """Last velocity. Shape (n,)."""
+        return self._tracker.velocity
+
+    @property
+    def clamps(self) -> np.ndarray:
+        return self._tracker.ramp.clamps
+
+    @property
+    def resting(self) -> bool:
+        return self._tracker.ramp.resting
+
+    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        return np.full(3, np.nan) if pose is None else pose
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self._tracker.ramp.reset()
+
+    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
+        return compose(origin, rows), origin
+
+    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        return relative_to(origin, rows)
+
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
+        if pose is None:
+            raise MotionError(f"base {self.name}: no odometry")
+        return BaseCommand(self.name, self._tracker.step(position, velocity, pose))
+
+    def brake(self) -> BaseCommand:
+        return BaseCommand(self.name, self._tracker.brake())
+
+
+class BaseVelocityGroup(_Base):
+    """Velocity of a base. Inside: v, where it is omnidirectional also sideways [m/s], and w [rad/s]."""
+
+    needs_pose = False
+
+    def __init__(self, group: Any, period: float):
+        self.width = group.count
+        super().__init__(group)
+        self._ramp = VelocityRamp(self.velocity, self.acceleration, self.jerk, period)
+
+    @property
+    def commanded(self) -> np.ndarray:
+        """Last velocity. Shape (n,)."""
+        return self._ramp.velocity
+
+    @property
+    def clamps(self) -> np.ndarray:
+        return self._ramp.clamps
+
+    @property
+    def resting(self) -> bool:
+        return self._ramp.resting
+
+    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        return self._ramp.velocity.copy()
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self._ramp.reset()
+
+    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
+        return rows, rows[0]
+
+    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        return rows
+
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
+        return BaseCommand(self.name, self._ramp.step(position))
+
+    def brake(self) -> BaseCommand:
+        return BaseCommand(self.name, self._ramp.brake())
+
+
+AnyGroup = JointGroup | TipGroup | WaypointGroup | BaseVelocityGroup
+
+
+def joint_limits(limits: Any, continuous: np.ndarray) -> Limits:
+    """Limits of joints as commands keep them: positions by their margin inside, continuous joints without.
+
+    Raises:
+        UnsupportedGroup: a joint is left without room.
+    """
+    low, high = limits.position[:, 0] + limits.margin, limits.position[:, 1] - limits.margin
+    if (low > high).any():
+        raise UnsupportedGroup(f"margin {limits.margin} leaves no room between {limits.position.tolist()}")
+    return Limits(
+        np.where(continuous, -np.inf, low),
+        np.where(continuous, np.inf, high),
+        limits.velocity,
+        limits.acceleration,
+        limits.jerk,
+    )
+
+
+def make_groups(
+    embodiment: Embodiment, period: float, look_ahead: float, kinematics: dict[str, Kinematics]
+) -> Sequence[AnyGroup]:
+    """Drivers of all action groups.
+
+    Args:
+        kinematics: by group, in place of the URDF that the embodiment names.
+
+    Raises:
+        UnsupportedGroup: see there.
+    """
+    groups: list[AnyGroup] = []
+    for group in embodiment.actions:
+        if group.kind in JOINT_KINDS:
+            groups.append(JointGroup(group, period, look_ahead))
+        elif group.kind == "waypoint":
+            groups.append(WaypointGroup(group, period))
+        elif group.kind == "base_velocity":
+            groups.append(BaseVelocityGroup(group, period))
+        else:
+            chain = kinematics.get(group.name) or _kinematics_of(group)
+            groups.append(TipGroup(group, chain, embodiment.home, period, look_ahead))
+    return groups
+
+
+def _kinematics_of(group: Any) -> Kinematics:
+    if group.ik is None:
+        raise UnsupportedGroup(
+            f"group {group.name}: kind {group.kind} needs `ik`: the joints that move {group.tip}, their "
+            "limits and a URDF"
+        )
+    if group.ik.urdf is None:
+        raise UnsupportedGroup(f"group {group.name}: ik.urdf is missing, and no kinematics were handed in")
+    base = None if group.frame == group.tip else group.frame
+    try:
+        return UrdfKinematics(group.ik.urdf, group.ik.joints, group.tip, base)
+    except KinematicsError as error:
+        raise UnsupportedGroup(f"group {group.name}: {error}") from error
