@@ -37,6 +37,13 @@ EXTRAS = {
         "opencv-python-headless>=4.8",  # video of a run
         "pillow>=10.0",  # pictures into files
     ],
+    "train": [
+        "accelerate>=1.0",  # mixed precision, several GPUs
+        "av>=12.0",  # frames of videos, by exact time
+        "peft>=0.17",  # low-rank adapters
+        "pyarrow>=15.0",  # LeRobot datasets
+        "scipy>=1.11",  # rotations, many at once
+    ],
     "test": [
         "hypothesis>=6.100",  # property tests
         "import-linter>=2.1",  # rules between the rooms

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from qwen_vla_ros.training.evaluation import Control
+    from qwen_vla_ros.training.finetuning import Finetuner
     from qwen_vla_ros.training.trainer import Trainer
 
 data = typer.Typer(help="Make demonstrations in simulation.", no_args_is_help=True, add_completion=False)
@@ -28,8 +29,13 @@ def make(
     out: Annotated[Path, typer.Option(help="Folder to write to; an interrupted run goes on.")],
     samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 8192,
     seed: Annotated[int, typer.Option(min=0, help="Decides every scene and state.")] = 0,
+    setting: Annotated[str, typer.Option(help="How the scenes vary: easy or full.")] = "easy",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task, may be repeated; by default the body's first (easy) or all (full)."),
+    ] = None,
 ) -> None:
-    """Render teleported states around the scripted expert's ways, with what the expert does there."""
+    """Render states around the scripted expert's ways, with what the expert does there."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from qwen_vla_ros.embodiment import EmbodimentError, load_embodiment
@@ -43,7 +49,13 @@ def make(
         with Progress(*columns) as progress:
             bar = progress.add_task(body.name, total=samples)
             meta = demonstrations.make(
-                body, out, samples, seed, progress=lambda done: progress.update(bar, completed=done)
+                body,
+                out,
+                samples,
+                seed,
+                progress=lambda done: progress.update(bar, completed=done),
+                setting=setting,
+                tasks=task,
             )
     except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:
         raise _fail(error) from error
@@ -51,27 +63,57 @@ def make(
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="Training configuration (YAML).")],
-    data: Annotated[Path, typer.Option(help="Folder with a folder of demonstrations per embodiment.")],
     out: Annotated[Path, typer.Option(help="Folder for state, metrics and the checkpoint.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration (YAML); with --dataset, config/training/finetune.yaml.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a folder of simulated demonstrations per embodiment.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="A LeRobot dataset (v2.1 or v3.0) to fine-tune on.")
+    ] = None,
+    embodiment: Annotated[str, typer.Option(help="With --dataset: the robot, a name or a YAML file.")] = "",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="With --dataset: checkpoint to start from; the shipped one by default."),
+    ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(help="With --dataset: plain Qwen3.5 folder to start from, with a new decoder."),
+    ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Adapters in the backbone in place of all of it.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="In place of the configuration's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="In place of the configuration's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in the folder.")] = False,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Train one set of weights on demonstrations of several bodies."""
+    """Train on simulated demonstrations (--data), or fine-tune on a recorded dataset (--dataset)."""
     import torch
 
     from qwen_vla_ros.embodiment import EmbodimentError
-    from qwen_vla_ros.training.configuration import load_configuration
     from qwen_vla_ros.training.errors import TrainingError
-    from qwen_vla_ros.training.trainer import STATE_NAME, prepare
+    from qwen_vla_ros.training.saving import STATE_NAME
 
     torch.set_num_threads(threads)
     try:
-        settings = load_configuration(config)
+        if (data is None) == (dataset is None):
+            raise TrainingError("found --data and --dataset, or neither; expected one of them")
         if (out / STATE_NAME).exists() and not resume:
             raise TrainingError(f"{out / STATE_NAME}: a run is here; pass --resume, or another --out")
-        trainer = prepare(settings, data, out)
+        changes = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
+        trainer: Trainer | Finetuner
+        if data is not None:
+            trainer = _trainer(config, data, out, changes)
+        else:
+            assert dataset is not None
+            trainer = _finetuner(
+                config, dataset, embodiment, checkpoint, backbone, lora, device, out, changes
+            )
         if resume:
             trainer.resume()
             typer.echo(f"resumed at step {trainer.step}")
@@ -80,33 +122,100 @@ def train(
         raise _fail(error) from error
 
 
-def _train(trainer: Trainer, until: int | None) -> None:
+def _trainer(config: Path | None, data: Path, out: Path, changes: dict[str, Any]) -> Trainer:
+    from qwen_vla_ros.training.configuration import load_configuration
+    from qwen_vla_ros.training.errors import TrainingError
+    from qwen_vla_ros.training.trainer import prepare
+
+    if config is None:
+        raise TrainingError(
+            "--config: missing; config/training/tiny.yaml is the one of the shipped checkpoint"
+        )
+    if "batch" in changes:
+        raise TrainingError("--batch: with --data, the configuration says how many pictures of each body")
+    return prepare(load_configuration(config).model_copy(update=changes), data, out)
+
+
+def _finetuner(
+    config: Path | None,
+    dataset: Path,
+    embodiment: str,
+    checkpoint: Path | None,
+    backbone: Path | None,
+    lora: bool,
+    device: str,
+    out: Path,
+    changes: dict[str, Any],
+) -> Finetuner:
+    from rich.console import Console
+
+    from qwen_vla_ros import resources
+    from qwen_vla_ros.embodiment import load_embodiment
+    from qwen_vla_ros.training.configuration import load_finetuning
+    from qwen_vla_ros.training.errors import TrainingError
+    from qwen_vla_ros.training.finetuning import Finetuner, RecordedChunks
+    from qwen_vla_ros.training.lerobot import LeRobotFolder
+    from qwen_vla_ros.training.starting import prepare_start
+
+    if not embodiment:
+        raise TrainingError("--embodiment: missing; the robot whose cameras and channels the dataset has")
+    body = load_embodiment(embodiment)
+    path = config or resources.config_directory() / "training" / "finetune.yaml"
+    settings = load_finetuning(path).model_copy(update=changes)
+    recorded = RecordedChunks(LeRobotFolder(dataset), body, settings)
+    if checkpoint is None and backbone is None:
+        checkpoint = resources.checkpoints_directory() / "qwen_vla_tiny"
+    start = prepare_start(body, recorded.views, settings, checkpoint, backbone, lora)
+    trainer = Finetuner(settings, recorded, start, out, device)
+    if trainer.main:
+        console = Console(soft_wrap=True, markup=False, highlight=False)
+        for own, theirs in recorded.mapping.describe(recorded.dataset):
+            console.print(f"{own}  <-  {theirs}")
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        console.print(
+            f"{len(recorded.training)} episodes to train on, {len(recorded.validation)} kept out; "
+            f"{trained / 1e6:.1f} M parameters are trained, on {trainer.device}"
+        )
+    return trainer
+
+
+def _train(trainer: Trainer | Finetuner, until: int | None) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from qwen_vla_ros.training.plot import draw
-    from qwen_vla_ros.training.trainer import METRICS_NAME
+    from qwen_vla_ros.training.saving import METRICS_NAME
 
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]}  action {task.fields[action]}"),
+        TextColumn("loss {task.fields[loss]}  error {task.fields[error]}"),
     )
     total = trainer.configuration.steps
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=total, completed=trainer.step, loss="-", action="-")
+    with Progress(*columns, disable=not trainer.main) as progress:
+        bar = progress.add_task("", total=total, completed=trainer.step, loss="-", error="-")
 
         def report(line: dict[str, Any]) -> None:
-            errors = [value for name, value in line.items() if name.endswith("/action_error")]
-            action = f"{sum(errors) / len(errors):.4f}"
-            progress.update(bar, completed=line["step"], loss=f"{line['loss']:.3f}", action=action)
+            errors = [
+                value
+                for name, value in line.items()
+                if name.endswith("/action_error") or name == "validation_error"
+            ]
+            loss = f"{line['loss']:.3f}"
+            progress.update(bar, completed=line["step"], loss=loss)
+            error = ""
+            if errors:
+                error = f"{sum(errors) / len(errors):.4f}"
+                progress.update(bar, error=error)
             if not progress.console.is_terminal:
                 progress.console.print(
-                    f"step {line['step']}/{total}  {line['seconds']:.0f} s  "
-                    f"loss {line['loss']:.3f}  action {action}"
+                    f"step {line['step']}/{total}  {line['seconds']:.0f} s  loss {loss}"
+                    + (f"  error {error}" if error else "")
                 )
 
         trainer.run(until, report=report, save=lambda each: each.save_checkpoint())
+    if not trainer.main:
+        return
     typer.echo(f"{trainer.checkpoint}: weights of step {trainer.step}")
     picture = trainer.folder / "metrics.png"
     try:

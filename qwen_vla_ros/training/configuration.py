@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.mapping import MappingConfiguration
 
 Share = Field(ge=0.0, le=1.0)
 Quantile = Literal["minimum", "q001", "q01", "q99", "q999", "maximum"]
@@ -94,19 +95,109 @@ class TrainingConfiguration(_Strict):
     normalisation: NormalisationConfiguration = NormalisationConfiguration()
 
 
-def parse_configuration(content: Any, source: str) -> TrainingConfiguration:
-    """Raises TrainingError with every fault and its field."""
+class LoraConfiguration(_Strict):
+    """Low-rank adapters. targets: last names of the backbone's linear layers. vision: the vision tower has
+    adapters too."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    vision: bool = True
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "in_proj_qkv",
+        "in_proj_z",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "qkv",
+        "proj",
+        "linear_fc1",
+        "linear_fc2",
+    )
+
+
+class ValidationConfiguration(_Strict):
+    """share: of the episodes that are kept out of training. every: steps. chunks: how many are judged."""
+
+    share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    every: int = Field(default=200, gt=0)
+    chunks: int = Field(default=64, gt=0)
+
+
+class FinetuningConfiguration(_Strict):
+    """Fine-tuning on one dataset.
+
+    steps: optimiser steps. batch: chunks of a step, in each process and accumulation. accumulate: batches of
+    a step. precision: `auto` is bfloat16 autocast on CUDA and float32 on a CPU. checkpointing: compute
+    activations again in the backward pass, which saves memory. backbone_rate: learning rate of the backbone
+    as a share of the action decoder's; 0 freezes it. freeze_vision: leave the vision tower as it is.
+    short_episodes: what to do with episodes that hold no whole chunk. workers: threads that read ahead.
+    floor: least width of a channel between q01 and q99. expert, processor: fields of ActionExpertConfig and
+    ProcessorConfig for a new action decoder.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    batch: int = Field(default=16, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    log_every: int = Field(default=20, gt=0)
+    save_every: float = Field(default=300.0, gt=0.0)
+    workers: int = Field(default=2, ge=0)
+    backbone_rate: float = Field(default=0.1, ge=0.0)
+    freeze_vision: bool = False
+    short_episodes: Literal["refuse", "mask", "skip"] = "refuse"
+    floor: float = Field(default=1e-3, gt=0.0)
+    validation: ValidationConfiguration = ValidationConfiguration()
+    optimiser: OptimiserConfiguration
+    flow: FlowConfiguration = FlowConfiguration()
+    augmentation: AugmentationConfiguration = AugmentationConfiguration()
+    lora: LoraConfiguration = LoraConfiguration()
+    mapping: MappingConfiguration = MappingConfiguration()
+    expert: dict[str, Any] = Field(default_factory=dict)
+    processor: dict[str, Any] = Field(default_factory=dict)
+
+
+_Configuration = TypeVar("_Configuration", TrainingConfiguration, FinetuningConfiguration)
+
+
+def _parse(kind: type[_Configuration], content: Any, source: str) -> _Configuration:
     try:
-        return TrainingConfiguration.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise TrainingError(f"{source}: " + "; ".join(faults)) from error
 
 
-def load_configuration(path: Path) -> TrainingConfiguration:
-    """Read a YAML file. Raises TrainingError naming the file and each fault."""
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file. Raises TrainingError naming the file."""
     try:
-        content = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise TrainingError(f"{path}: cannot be read: {error}") from error
-    return parse_configuration(content, str(path))
+
+
+def parse_configuration(content: Any, source: str) -> TrainingConfiguration:
+    """Raises TrainingError with every fault and its field."""
+    return _parse(TrainingConfiguration, content, source)
+
+
+def parse_finetuning(content: Any, source: str) -> FinetuningConfiguration:
+    """Raises TrainingError with every fault and its field."""
+    return _parse(FinetuningConfiguration, content, source)
+
+
+def load_configuration(path: Path) -> TrainingConfiguration:
+    """Read a YAML file. Raises TrainingError naming the file and each fault."""
+    return parse_configuration(read_yaml(path), str(path))
+
+
+def load_finetuning(path: Path) -> FinetuningConfiguration:
+    """Read a YAML file. Raises TrainingError naming the file and each fault."""
+    return parse_finetuning(read_yaml(path), str(path))

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,32 +18,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from qwen_vla_ros.model.checkpoint import save_checkpoint
 from qwen_vla_ros.model.context import VLMContext
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
-from qwen_vla_ros.training import shared_prefix
+from qwen_vla_ros.training import saving, shared_prefix
 from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
-from qwen_vla_ros.training.configuration import OptimiserConfiguration, TrainingConfiguration
+from qwen_vla_ros.training.configuration import TrainingConfiguration
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.losses import TrainingHeads, action_loss, last_token, place_loss, token_loss
+from qwen_vla_ros.training.schedule import learning_rate
 
-STATE_NAME = "state.pt"
-METRICS_NAME = "metrics.jsonl"
 _STATE_VERSION = 1
-
-
-def learning_rate(step: int, steps: int, optimiser: OptimiserConfiguration) -> float:
-    """Rate of a step: linear warm-up, flat, cosine to `final` of it at the last step."""
-    peak = optimiser.learning_rate
-    if step < optimiser.warmup:
-        return peak * (step + 1) / optimiser.warmup
-    decay_from = max(optimiser.warmup, int(optimiser.flat * steps))
-    if step < decay_from:
-        return peak
-    share = min(1.0, (step - decay_from) / max(1, steps - 1 - decay_from))
-    return peak * (optimiser.final + (1.0 - optimiser.final) * 0.5 * (1.0 + math.cos(math.pi * share)))
 
 
 class Trainer:
@@ -78,11 +61,11 @@ class Trainer:
         for name, value in configuration.flow.model_dump().items():
             setattr(model.config.flow, name, list(value) if isinstance(value, tuple) else value)
         expert = model.config.action_expert
-        colours = max(len(body.meta.colours) for body in self.bodies.values())
+        classes = max(len(body.meta.classes) for body in self.bodies.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)
             width = model.config.backbone.text_config.hidden_size
-            self.heads = TrainingHeads(width, colours, expert.horizon, expert.channels)
+            self.heads = TrainingHeads(width, classes, expert.horizon, expert.channels)
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.step = 0
         self.seconds = 0.0
@@ -157,8 +140,7 @@ class Trainer:
                 line = {"step": self.step, "seconds": round(self.seconds, 1)}
                 line |= {name: float(f"{np.mean(values):.5g}") for name, values in sums.items()}
                 sums.clear()
-                with (self.folder / METRICS_NAME).open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                saving.append_metrics(self.folder, line)
                 if report is not None:
                     report(line)
             if time.monotonic() - saved > settings.save_every or self.step == until:
@@ -199,9 +181,14 @@ class Trainer:
         return {"loss": total, "learning_rate": rate, "gradient": norm.item(), **metrics}
 
     @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return True
+
+    @property
     def checkpoint(self) -> Path:
         """Folder of the averaged weights."""
-        return self.folder / "checkpoint"
+        return self.folder / saving.CHECKPOINT_NAME
 
     def save_checkpoint(self) -> None:
         """Write the averaged weights, in bfloat16, with the statistics of every body."""
@@ -215,7 +202,7 @@ class Trainer:
             }
             for name, body in self.bodies.items()
         }
-        save_checkpoint(self.checkpoint, self.average, self.processor, statistics, dtype=torch.bfloat16)
+        saving.write_checkpoint(self.checkpoint, self.average, self.processor, statistics)
 
     def save_state(self) -> None:
         """Write all that is needed to go on."""
@@ -229,13 +216,11 @@ class Trainer:
             "heads": self.heads.state_dict(),
             "optimiser": self._optimiser.state_dict(),
         }
-        partial = self.folder / (STATE_NAME + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.folder / STATE_NAME)
+        saving.write_state(self.folder, state)
 
     def resume(self) -> None:
         """Go on from the folder's state. Raises TrainingError when there is none or it does not fit."""
-        path = self.folder / STATE_NAME
+        path = self.folder / saving.STATE_NAME
         if not path.is_file():
             raise TrainingError(f"{path}: no such file; nothing to resume from")
         try:
@@ -249,16 +234,7 @@ class Trainer:
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
         self.step, self.seconds = state["step"], state["seconds"]
-        self._forget_metrics()
-
-    def _forget_metrics(self) -> None:
-        """Drop what was logged after the state was written: those steps are run again."""
-        path = self.folder / METRICS_NAME
-        if not path.is_file():
-            return
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        kept = [line for line in lines if line["step"] <= self.step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        saving.forget_metrics(self.folder, self.step)
 
 
 def prepare(configuration: TrainingConfiguration, data: Path, folder: Path) -> Trainer:

@@ -11,15 +11,11 @@ import torch
 import yaml
 
 from qwen_vla_ros.model.checkpoint import load_checkpoint
-from qwen_vla_ros.model.configuration import QwenVLAConfig
-from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
-from qwen_vla_ros.model.presets import initialise_fan_in, tiny_config
-from qwen_vla_ros.model.processor import ProcessorConfig, QwenVLAProcessor
-from qwen_vla_ros.model.tiny_tokenizer import build_tiny_tokenizer
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import load_configuration, parse_configuration
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.trainer import Trainer, learning_rate
+from qwen_vla_ros.training.schedule import learning_rate
+from qwen_vla_ros.training.trainer import Trainer
 
 BODIES = ("franka_panda", "tiago_base")
 SHIPPED = Path(__file__).parents[2] / "config" / "training" / "tiny.yaml"
@@ -42,39 +38,26 @@ def configuration(**changes):
     return parse_configuration({**content, **changes}, "test")
 
 
-def micro():
-    """The tiny preset, a quarter as wide and half as deep."""
-    tokenizer = build_tiny_tokenizer()
-    content = tiny_config(tokenizer).to_dict()
-    text, vision = content["backbone"]["text_config"], content["backbone"]["vision_config"]
-    text |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    text |= {"layer_types": ["linear_attention", "full_attention"], "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "linear_num_key_heads": 1, "linear_num_value_heads": 1}
-    vision |= {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
-    content["action_expert"] |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
-    content["action_expert"] |= {"intermediate_size": 64, "timestep_dim": 32}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = QwenVLAForActionPrediction(QwenVLAConfig(**content))
-        initialise_fan_in(model)
-    return model, QwenVLAProcessor(tokenizer, ProcessorConfig(image_size=(128, 128), chat=False))
+@pytest.fixture
+def trainer(data, micro):
+    """`trainer(folder, **changes of the configuration)`: a fresh one on the real demonstrations."""
 
+    def make(folder, **changes):
+        settings = configuration(**changes)
+        model, processor = micro()
+        folders = {name: data / name for name in BODIES}
+        bodies = load_bodies(folders, processor, (16, 32), settings.normalisation)
+        return Trainer(settings, bodies, model, processor, folder)
 
-def trainer(data, folder, **changes):
-    settings = configuration(**changes)
-    model, processor = micro()
-    folders = {name: data / name for name in BODIES}
-    return Trainer(
-        settings, load_bodies(folders, processor, (16, 32), settings.normalisation), model, processor, folder
-    )
+    return make
 
 
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_thirty_steps_lower_every_loss(data, tmp_path):
-    run = trainer(data, tmp_path)
+def test_thirty_steps_lower_every_loss(trainer, tmp_path):
+    run = trainer(tmp_path)
     run.run()
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 31))
@@ -86,12 +69,12 @@ def test_thirty_steps_lower_every_loss(data, tmp_path):
             assert after < 0.95 * before, (name, loss)
 
 
-def test_resumed_run_is_the_same_run(data, tmp_path):
-    whole = trainer(data, tmp_path / "whole", steps=10)
+def test_resumed_run_is_the_same_run(trainer, tmp_path):
+    whole = trainer(tmp_path / "whole", steps=10)
     whole.run()
-    first = trainer(data, tmp_path / "parts", steps=10)
+    first = trainer(tmp_path / "parts", steps=10)
     first.run(until=6)
-    second = trainer(data, tmp_path / "parts", steps=10)
+    second = trainer(tmp_path / "parts", steps=10)
     # Metrics of steps after the state, as a kill leaves them, are run and written again.
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "loss": 1000.0}\n')
@@ -106,8 +89,8 @@ def test_resumed_run_is_the_same_run(data, tmp_path):
     ]
 
 
-def test_checkpoint_holds_average_and_statistics(data, tmp_path):
-    run = trainer(data, tmp_path)
+def test_checkpoint_holds_average_and_statistics(trainer, tmp_path):
+    run = trainer(tmp_path)
     run.run(until=2, save=lambda each: each.save_checkpoint())
     loaded = load_checkpoint(run.checkpoint)
     assert set(loaded.statistics) == set(BODIES)
@@ -121,33 +104,33 @@ def test_checkpoint_holds_average_and_statistics(data, tmp_path):
     assert loaded.config.flow.tau_distribution == "beta"
 
 
-def test_nothing_to_resume(data, tmp_path):
+def test_nothing_to_resume(trainer, tmp_path):
     with pytest.raises(TrainingError, match=r"state.pt: no such file"):
-        trainer(data, tmp_path).resume()
+        trainer(tmp_path).resume()
 
 
-def test_damaged_state(data, tmp_path):
+def test_damaged_state(trainer, tmp_path):
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match=r"state.pt: cannot be resumed from"):
-        trainer(data, tmp_path).resume()
+        trainer(tmp_path).resume()
 
 
-def test_gradient_that_is_not_finite_ends_the_run(data, tmp_path):
-    run = trainer(data, tmp_path)
+def test_gradient_that_is_not_finite_ends_the_run(trainer, tmp_path):
+    run = trainer(tmp_path)
     with torch.no_grad():
         run.heads.tokens.weight.fill_(math.nan)
     with pytest.raises(TrainingError, match="step 0: gradient is not finite"):
         run.run(until=1)
 
 
-def test_body_without_demonstrations(data, tmp_path):
+def test_body_without_demonstrations(micro, tmp_path):
     settings = configuration(batch={"images": {"aloha_viperx": 1}})
     model, processor = micro()
     with pytest.raises(TrainingError, match="no demonstrations of aloha_viperx"):
         Trainer(settings, {}, model, processor, tmp_path)
 
 
-def test_folder_of_another_body(data, tmp_path):
+def test_folder_of_another_body(data, micro, tmp_path):
     shutil.copytree(data / "tiago_base", tmp_path / "franka_panda")
     _, processor = micro()
     with pytest.raises(TrainingError, match="demonstrations of 'tiago_base', expected 'franka_panda'"):

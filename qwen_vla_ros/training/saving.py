@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves on disk: files are replaced whole, so that a full disk or a kill harms nothing older."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from qwen_vla_ros.model.checkpoint import CheckpointError, save_checkpoint
+from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+from qwen_vla_ros.model.processor import QwenVLAProcessor
+from qwen_vla_ros.training.errors import TrainingError
+
+STATE_NAME = "state.pt"
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINT_NAME = "checkpoint"
+
+
+@contextmanager
+def _writing(path: Path, partial: Path):
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # torch and safetensors have errors of their own for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path}: cannot be written ({_one_line(error)}); what was there before is unchanged. Make room "
+            "and go on with --resume"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `state.pt`. Raises TrainingError when it cannot be written."""
+    path = folder / STATE_NAME
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path, partial):
+        torch.save(dict(state), partial)
+        os.replace(partial, path)
+
+
+def write_checkpoint(
+    folder: Path,
+    model: QwenVLAForActionPrediction,
+    processor: QwenVLAProcessor,
+    statistics: Mapping[str, Mapping[str, Any]],
+    card: str = "",
+) -> None:
+    """Write a checkpoint folder in bfloat16, in place of the one that is there.
+
+    Raises TrainingError when it cannot be written; the old folder stays.
+    """
+    partial, old = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    with _writing(folder, partial):
+        save_checkpoint(partial, model, processor, statistics, card=card, dtype=torch.bfloat16)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def append_metrics(folder: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to `metrics.jsonl`. Raises TrainingError when it cannot be written."""
+    path = folder / METRICS_NAME
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written ({error}); make room and go on with --resume"
+        ) from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; one that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def forget_metrics(folder: Path, step: int) -> None:
+    """Drop what was logged after `step`: those steps are run again."""
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path, partial):
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, path)

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning: from a written dataset to a policy that answers, and what is refused."""
+
+import json
+import resource
+import shutil
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from qwen_vla_ros.cli import app
+from qwen_vla_ros.embodiment import denormalise, parse_embodiment
+from qwen_vla_ros.model.checkpoint import load_checkpoint, save_checkpoint
+from qwen_vla_ros.policy import Observation
+from qwen_vla_ros.policy.local import LocalPolicy
+from qwen_vla_ros.training import lora
+from qwen_vla_ros.training.configuration import parse_finetuning
+from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.finetuning import Finetuner, RecordedChunks, encode
+from qwen_vla_ros.training.lerobot import LeRobotFolder
+from qwen_vla_ros.training.starting import prepare_start
+
+V2, V3, IMAGES = ("v2.1", "video"), ("v3.0", "video"), ("v3.0", "image")
+SETTINGS = {
+    "steps": 40,
+    "batch": 8,
+    "log_every": 8,
+    "workers": 1,
+    "backbone_rate": 1.0,
+    "validation": {"share": 0.3, "every": 40, "chunks": 8},
+    "optimiser": {"learning_rate": 5e-3, "warmup": 2, "flat": 0.5, "final": 0.1, "ema": 0.9},
+    "augmentation": {"gain": 0.02, "colour": 0.02, "offset": 0.02, "noise": 0.01},
+    "processor": {"image_size": [32, 64], "chat": False},
+    "expert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "head_dim": 32,
+        "intermediate_size": 64,
+        "timestep_dim": 32,
+        "channels": 8,
+        "horizon": 6,
+    },
+}
+
+
+def settings(**changes):
+    return parse_finetuning({**SETTINGS, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def beginnings(micro, tmp_path_factory):
+    """Folder of a checkpoint that knows another robot, and folder of a plain Qwen3.5."""
+    root = tmp_path_factory.mktemp("beginnings")
+    model, processor = micro(image_size=(32, 64))
+    other = {"channels": ["x/y"], "q01": [0.0], "q99": [1.0], "control_rate": 5.0, "horizon": 8}
+    save_checkpoint(root / "checkpoint", model, processor, {"other": other})
+    model.backbone.save_pretrained(root / "backbone")
+    processor.tokenizer.save_pretrained(root / "backbone")
+    return root
+
+
+@pytest.fixture
+def finetuner(recorded, robot, beginnings):
+    """`finetuner(folder, kind of dataset, start, low_rank, **changes)`."""
+
+    def make(folder, kind=V3, start="checkpoint", low_rank=False, **changes):
+        configuration = settings(**changes)
+        data = RecordedChunks(LeRobotFolder(recorded[kind]), robot, configuration)
+        place = {start: beginnings / start}
+        begin = prepare_start(robot, data.views, configuration, low_rank=low_rank, **place)
+        return Finetuner(configuration, data, begin, folder, "cpu")
+
+    return make
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "options"),
+    [(V2, "checkpoint", ()), (V3, "backbone", ()), (IMAGES, "backbone", ("--lora",))],
+)
+def test_dataset_to_policy(recorded, beginnings, robot, robot_content, tmp_path, kind, start, options):
+    """The command, as typed: the loss falls, and the checkpoint drives the robot of the dataset."""
+    yaml_file, config, out = tmp_path / "my_robot.yaml", tmp_path / "config.yaml", tmp_path / "out"
+    yaml_file.write_text(yaml.safe_dump(robot_content))
+    config.write_text(yaml.safe_dump(SETTINGS))
+    command = ["train", "--dataset", recorded[kind], "--embodiment", yaml_file, "--config", config]
+    command += [f"--{start}", beginnings / start, "--out", out, "--device", "cpu", *options]
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    assert "arm/shoulder  <-  action[shoulder.pos]" in result.output
+    assert (out / "metrics.png").is_file()
+    lines = metrics(out)
+    assert lines[-1]["step"] == 40
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert np.isfinite(lines[-1]["validation_error"])
+
+    policy = LocalPolicy.load(out / "checkpoint", "cpu", threads=1)
+    policy.configure(robot)
+    images = {view: np.full((32, 48, 3), 80, dtype=np.uint8) for view in ("ego", "wrist_2")}
+    chunk = policy.infer(Observation(images, "push the red button", 0.0), seed=0)
+    assert chunk.shape == (4, 3)
+    actions = denormalise(chunk, policy.statistics)
+    # Shoulder -0.4 to 0.4 rad in the recordings.
+    assert -0.45 < actions[:, 0].min() <= actions[:, 0].max() < 0.45
+    known = load_checkpoint(out / "checkpoint").statistics
+    assert set(known) == ({"my_robot", "other"} if start == "checkpoint" else {"my_robot"})
+    assert known["my_robot"]["control_rate"] == 10.0
+
+
+def test_resumed_run_is_the_same_run(finetuner, tmp_path):
+    whole = finetuner(tmp_path / "whole", steps=6, log_every=1, low_rank=True, accumulate=2)
+    whole.run()
+    finetuner(tmp_path / "parts", steps=6, log_every=1, low_rank=True, accumulate=2).run(until=3)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1000.0}\n{"step": 5, "lo')  # as a kill leaves it
+    rest = finetuner(tmp_path / "parts", steps=6, log_every=1, low_rank=True, accumulate=2)
+    rest.resume()
+    assert rest.step == 3
+    rest.run()
+    for name, tensor in whole.average.items():
+        torch.testing.assert_close(rest.average[name], tensor, rtol=0, atol=0)
+    losses = [[line["loss"] for line in metrics(tmp_path / part)] for part in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_state_of_another_run(finetuner, tmp_path):
+    finetuner(tmp_path, steps=1).run()
+    with pytest.raises(TrainingError, match="other parameters are trained now than then"):
+        finetuner(tmp_path, steps=1, low_rank=True).resume()
+    with pytest.raises(TrainingError, match="backbone"):
+        finetuner(tmp_path, steps=1, start="backbone").resume()
+
+
+def test_merged_model_answers_as_the_adapted_one(finetuner, tmp_path):
+    run = finetuner(tmp_path, steps=3, low_rank=True, optimiser={**SETTINGS["optimiser"], "ema": 0.0})
+    run.run()
+    batch = run.data.batch(run.data.spread(4), run.start.processor, (16, 32))
+    plain = lora.plain_model(run.model)
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    run.model.eval()
+    with torch.no_grad():
+        adapted, merged = encode(run.model, batch), encode(plain.eval(), batch)
+    torch.testing.assert_close(merged.hidden, adapted.hidden, rtol=1e-4, atol=1e-4)
+    frozen = dict(run.model.named_parameters())
+    assert not any(p.requires_grad for n, p in frozen.items() if n.startswith("backbone") and "lora" not in n)
+
+
+def test_computed_again_is_the_same_gradient(finetuner, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        run = finetuner(tmp_path / str(checkpointing), checkpointing=checkpointing)
+        batch, seed = run._batch(0, 0)
+        run.model.action_expert.action_out[-1].weight.data.fill_(0.1)
+        run._loss(batch, seed).backward()
+        found.append({n: p.grad for n, p in run.model.named_parameters() if p.grad is not None})
+    assert set(found[0]) == set(found[1])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_view_that_the_checkpoint_does_not_know(finetuner, beginnings, tmp_path):
+    before = load_checkpoint(beginnings / "checkpoint")
+    run = finetuner(tmp_path)
+    assert "wrist_2" not in before.processor.views
+    assert "wrist_2" in run.start.processor.views
+    old, new = before.model.get_input_embeddings().weight, run.model.get_input_embeddings().weight
+    ids = run.start.processor.tokenizer.get_vocab()
+    assert len(new) > ids["<|wrist_2_end|>"]
+    count = len(before.processor.tokenizer)
+    torch.testing.assert_close(new[:count], old[:count])
+    assert run.model.config.backbone.text_config.vocab_size == len(new)
+
+
+def test_state_in_the_prompt_and_one_instruction(recorded, robot_content, micro):
+    content = {**robot_content, "prompt": {**robot_content["prompt"], "state": True}}
+    configuration = settings(mapping={"instruction": "open the drawer"})
+    data = RecordedChunks(LeRobotFolder(recorded[V3]), parse_embodiment(content), configuration)
+    _, processor = micro(image_size=(32, 64))
+    processor.tokenizer.add_tokens(["<|wrist_2_start|>", "<|wrist_2_end|>"], special_tokens=True)
+    batch = data.batch([(data.training[0], 0), (data.training[0], 11)], processor, (16, 32))
+    texts = [processor.tokenizer.decode(row) for row in batch["input_ids"]]
+    assert texts[0] != texts[1]
+    assert all("state: [" in text and "open the drawer" in text for text in texts)
+
+
+# What is refused
+
+
+@pytest.fixture
+def broken(recorded, tmp_path):
+    return shutil.copytree(recorded[V3], tmp_path / "v3")
+
+
+@pytest.fixture
+def broken_v2(recorded, tmp_path):
+    return shutil.copytree(recorded[V2], tmp_path / "v2")
+
+
+@pytest.fixture
+def load(robot):
+    def read(folder, embodiment=robot, **changes):
+        return RecordedChunks(LeRobotFolder(folder), embodiment, settings(**changes))
+
+    return read
+
+
+def edit_info(folder, **changes):
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_column(path, name, change):
+    table = parquet.read_table(path)
+    values = table[name].to_pylist()
+    change(values)
+    index = table.column_names.index(name)
+    parquet.write_table(table.set_column(index, name, pyarrow.array(values)), path)
+
+
+def test_missing_folder(load, tmp_path):
+    with pytest.raises(TrainingError, match="nowhere: no such folder; expected a LeRobot dataset"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match=r"meta/info.json: no such file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["v1.6", "v4.0", None])
+def test_wrong_version(load, broken, version):
+    edit_info(broken, codebase_version=version)
+    with pytest.raises(
+        TrainingError, match=f"codebase_version: found {version!r}, expected one of v2.0, v2.1"
+    ):
+        load(broken)
+
+
+def test_missing_parquet(load, broken_v2):
+    (broken_v2 / "data/chunk-000/episode_000001.parquet").unlink()
+    with pytest.raises(TrainingError, match=r"episode_000001.parquet: no such file; copy the whole dataset"):
+        load(broken_v2)
+
+
+def test_truncated_parquet(load, broken):
+    path = broken / "data/chunk-000/file-000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match=r"file-000.parquet: damaged or cut short"):
+        load(broken)
+
+
+def test_rows_that_are_missing(load, broken):
+    path = broken / "data/chunk-000/file-000.parquet"
+    parquet.write_table(parquet.read_table(path).slice(0, 30), path)
+    with pytest.raises(TrainingError, match="half-written: found 4 rows of episode 2, expected 12"):
+        load(broken)
+
+
+def test_recording_that_was_not_finished(load, broken_v2):
+    path = broken_v2 / "meta" / "episodes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(TrainingError, match=r"found total_episodes 2, info.json says 3"):
+        load(broken_v2)
+
+
+def test_truncated_video(load, broken):
+    path = broken / "videos/observation.images.ego/chunk-000/file-000.mp4"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(TrainingError, match=r"images.ego/chunk-000/file-000.mp4: damaged or cut short"):
+        load(broken)
+
+
+def test_video_that_is_too_short(load, broken_v2):
+    videos = broken_v2 / "videos/chunk-000/observation.images.wrist_2"
+    shutil.copy(videos / "episode_000000.mp4", videos / "episode_000001.mp4")
+    with pytest.raises(
+        TrainingError, match=r"episode_000001.mp4: episode 1: no frame 13 at 0.650 s; .* 12 frames"
+    ):
+        load(broken_v2)
+
+
+def test_missing_video(load, broken):
+    (broken / "videos/observation.images.wrist_2/chunk-000/file-000.mp4").unlink()
+    with pytest.raises(TrainingError, match=r"wrist_2/chunk-000/file-000.mp4: no such file"):
+        load(broken)
+
+
+def test_missing_camera(load, broken, robot_content):
+    cameras = [{"view": "top", "topic": "top/image_raw", "size": [48, 32]}, *robot_content["cameras"]]
+    body = parse_embodiment({**robot_content, "cameras": cameras})
+    with pytest.raises(TrainingError) as caught:
+        load(broken, body)
+    assert "view 'top': found cameras observation.images.ego, observation.images.wrist_2" in str(caught.value)
+    assert "expected 'observation.images.top'" in str(caught.value)
+
+
+def test_optional_camera_is_left_out(load, broken, robot_content):
+    cameras = [
+        *robot_content["cameras"],
+        {"view": "top", "topic": "top/image_raw", "size": [48, 32], "required": False},
+    ]
+    assert load(broken, parse_embodiment({**robot_content, "cameras": cameras})).views == ("ego", "wrist_2")
+
+
+def test_actions_that_are_not_finite(load, broken):
+    path = broken / "data/chunk-000/file-000.parquet"
+    edit_column(path, "action", lambda rows: rows[15].__setitem__(1, float("nan")))
+    with pytest.raises(TrainingError, match=r"episode 1, frame 3: action\[shoulder.pos\]: found nan"):
+        load(broken)
+
+
+def test_episode_shorter_than_the_horizon(load, write_lerobot, tmp_path):
+    folder = write_lerobot(tmp_path / "short", "v3.0", lengths=(12, 5, 12))
+    with pytest.raises(TrainingError, match="episode 1: found 5 frames, expected at least 8, one chunk of 4"):
+        load(folder)
+    assert [e.index for e in load(folder, short_episodes="skip").dataset.episodes] == [0, 2]
+    assert len(load(folder, short_episodes="mask").dataset.episodes) == 3
+
+
+def test_statistics_of_the_dataset_that_do_not_fit(load, broken):
+    (broken / "meta" / "stats.json").write_text(json.dumps({"action": {"min": [0.0] * 7}}))
+    with pytest.raises(TrainingError, match=r"stats.json: action: min: found 7 entries, expected 3"):
+        load(broken)
+
+
+def test_task_that_is_no_instruction(load, broken_v2):
+    (broken_v2 / "meta" / "tasks.jsonl").write_text(
+        '{"task_index": 0, "task": "push <|im_end|>"}\n{"task_index": 1, "task": "close"}\n'
+    )
+    with pytest.raises(TrainingError, match="task 0: instruction: found the special-token text"):
+        load(broken_v2)
+
+
+def test_path_that_leaves_the_dataset(load, broken):
+    edit_info(broken, data_path="../{chunk_index}/{file_index}.parquet")
+    with pytest.raises(TrainingError, match=r"data_path: found '../"):
+        load(broken)
+
+
+def test_picture_that_is_none(load, recorded, tmp_path):
+    folder = shutil.copytree(recorded[IMAGES], tmp_path / "images")
+    path = folder / "data/chunk-000/file-000.parquet"
+    edit_column(path, "observation.images.ego", lambda rows: rows[3].update(bytes=b"nothing"))
+    data = load(folder)
+    with pytest.raises(TrainingError, match=r"observation.images.ego: row 3: not a picture"):
+        data.dataset.picture(data.dataset.episodes[0], "observation.images.ego", 3)
+
+
+def test_action_tensor_that_is_too_small(robot, beginnings):
+    small = settings(expert={**SETTINGS["expert"], "horizon": 3})
+    with pytest.raises(TrainingError, match=r"found \(H, K\) = \(3, 8\), expected at least \(4, 3\)"):
+        prepare_start(robot, ("ego",), small, backbone=beginnings / "backbone")
+    with pytest.raises(TrainingError, match="expected one of them"):
+        prepare_start(robot, ("ego",), small)
+    with pytest.raises(TrainingError, match="model_type: found 'qwen_vla', expected 'qwen3_5'"):
+        prepare_start(robot, ("ego",), small, backbone=beginnings / "checkpoint")
+
+
+def test_full_disk_leaves_what_was_written(finetuner, tmp_path):
+    """No file can grow beyond 100 kB: state and checkpoint of step 1 stay, and the run goes on from them."""
+    run = finetuner(tmp_path, steps=3, log_every=1)
+    run.run(until=1, save=lambda each: each.save_checkpoint())
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"state.pt: cannot be written .* what was there before is unch"
+        ):
+            run.run(until=2)
+        with pytest.raises(TrainingError, match=r"checkpoint: cannot be written"):
+            run.save_checkpoint()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for path, content in files.items():
+        assert path.name == "metrics.jsonl" or path.read_bytes() == content, path
+    assert not list(tmp_path.glob("*.partial*"))
+    load_checkpoint(tmp_path / "checkpoint")
+    again = finetuner(tmp_path, steps=3, log_every=1)
+    again.resume()
+    again.run()
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
