@@ -19,6 +19,7 @@ import qwen_vla_ros
 
 COMMANDS = (
     ("embodiment", "qwen_vla_ros.embodiment.cli:app", "List, show and validate embodiments; print prompts."),
+    ("doctor", "qwen_vla_ros.doctor:doctor", "Name what does not fit: embodiment, checkpoint, URDF."),
     ("checkpoint", "qwen_vla_ros.model.cli:app", "Inspect checkpoints and count parameters."),
     ("data", "qwen_vla_ros.training.cli:data", "Make demonstrations in simulation."),
     ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),
@@ -74,7 +75,7 @@ class _Commands(TyperGroup):
             elif name.partition(".")[0] == "rclpy":
                 advice = "source the setup file of ROS 2 (in a checkout: make setup)"
             else:
-                advice = "pip install 'qwen_vla_ros[model,motion,sim,demo]'"
+                advice = "pip install 'qwen_vla_ros[model,motion,sim,demo,train]'"
             typer.echo(f"qwen-vla: the Python module '{name}' is missing; {advice}", err=True)
             raise typer.Exit(1) from error
 

@@ -21,7 +21,10 @@ from qwen_vla_ros.embodiment import (
     load_embodiment,
     render_prompt,
 )
+from qwen_vla_ros.embodiment.checkup import Subject, examine
+from qwen_vla_ros.embodiment.reports import Source, fault_record
 from qwen_vla_ros.embodiment.schema import JointGroup, json_schema
+from qwen_vla_ros.embodiment.urdf import UrdfError, read_urdf
 
 app = typer.Typer(help="List, show and validate embodiments; print prompts.", no_args_is_help=True)
 
@@ -92,28 +95,35 @@ def validate(
     horizon: Annotated[
         int, typer.Option(min=1, help="H, the rows of the checkpoint's action tensor.")
     ] = MAX_HORIZON,
+    urdf: Annotated[
+        Path | None, typer.Option(help="URDF to compare names, units, limits and frames with.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Report every fault of embodiment files: line, field, what was found, what was expected."""
+    try:
+        description = None if urdf is None else read_urdf(urdf)
+    except UrdfError as error:
+        _fail(str(error))
     reports: list[dict[str, Any]] = []
     for file in files:
+        source = Source(file)
         try:
             body = load_embodiment(file)
             body.check_against(K=channels, H=horizon)
         except EmbodimentError as error:
-            reports.append(
-                {"file": str(file), "valid": False, "faults": [_fault_record(f) for f in error.faults]}
-            )
+            lines = source.fault_lines(error.faults)
+            report = {"file": str(file), "valid": False, "faults": [fault_record(f) for f in error.faults]}
         else:
-            reports.append({"file": str(file), "valid": True, "faults": []})
-            if not as_json:
-                typer.echo(f"{file}: valid ({body.layout.count} channels, horizon {body.horizon})")
-                continue
+            findings = examine(Subject(body, urdf=description))
+            lines, valid = source.finding_lines(findings), all(finding.warning for finding in findings)
+            report = {"file": str(file), "valid": valid, "faults": source.records(findings)}
+            if valid:
+                lines.append(f"{file}: valid ({body.layout.count} channels, horizon {body.horizon})")
+        reports.append(report)
         if not as_json:
-            for fault in reports[-1]["faults"]:
-                line = f":{fault['line']}" if fault["line"] is not None else ""
-                field = f"{fault['field']}: " if fault["field"] else ""
-                typer.echo(f"{file}{line}: {field}found {fault['found']}, expected {fault['expected']}")
+            for line in lines:
+                typer.echo(line)
     if as_json:
         _print_json(reports)
     if not all(report["valid"] for report in reports):
@@ -154,10 +164,6 @@ def _load(name: str) -> Embodiment:
 def _fail(message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(1)
-
-
-def _fault_record(fault: Any) -> dict[str, Any]:
-    return {"line": fault.line, "field": fault.field, "found": fault.found, "expected": fault.expected}
 
 
 def _yes(value: bool) -> str:

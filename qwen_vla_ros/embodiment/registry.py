@@ -35,15 +35,24 @@ def load_embodiment(name_or_path: str | os.PathLike[str]) -> Embodiment:
     Raises:
         EmbodimentError: with every fault, its line and its field.
     """
+    return _load_file(embodiment_file(name_or_path))
+
+
+def embodiment_file(name_or_path: str | os.PathLike[str]) -> Path:
+    """File of an embodiment, as `load_embodiment` finds it; a path need not exist.
+
+    Raises:
+        EmbodimentError: no embodiment of this name comes with the package.
+    """
     given = os.fspath(name_or_path)
     if not isinstance(name_or_path, str) or given.endswith(_SUFFIXES) or "/" in given or os.sep in given:
-        return _load_file(Path(given))
+        return Path(given)
     known = list_embodiments()
     if given not in known:
         close = difflib.get_close_matches(given, known, n=1)
         hint = f"'{close[0]}'?" if close else ", ".join(known)
         raise EmbodimentError(f"embodiment '{given}'", [Fault((), "no embodiment of this name", hint)])
-    return _load_file(resources.embodiments_directory() / f"{given}.yaml")
+    return resources.embodiments_directory() / f"{given}.yaml"
 
 
 def parse_embodiment(data: Mapping[str, Any], source: str = "embodiment") -> Embodiment:
