@@ -123,6 +123,10 @@ class Follower:
     def resting(self) -> bool:
         return all(group.resting for group in self._groups)
 
+    def kinematics(self, group: str) -> Kinematics:
+        """Kinematics of an end-effector group. Raises KeyError when there is no such group."""
+        return {g.name: g.kinematics for g in self._groups if isinstance(g, TipGroup)}[group]
+
     def start(self, now: float) -> None:
         """Rest where the robot was last measured.
 

@@ -23,8 +23,8 @@ JOINT_KINDS = ("joint_position", "gripper", "hand")
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
 
-# A box or a speed of a tip may be missed by rounding [fraction].
-ROUNDING = 1e-6
+# The box of a tip may be missed by rounding [m].
+ROUNDING = 1e-9
 
 
 class UnsupportedGroup(ValueError):
@@ -277,7 +277,7 @@ class TipGroup:
         self._clamps[:3] += inside != position
         here, turned = self._at
         way = inside - here
-        turn = rotations.to_vector(rotations.multiply(quaternion, rotations.inverse(turned)))
+        turn = rotations.between(turned, quaternion)
         far = np.array([np.linalg.norm(way), np.linalg.norm(turn)])
         allowed = LEAD_SPEED * self._speed * self._period
         # Both at one pace, so that the path is that of the chunk.
@@ -288,17 +288,18 @@ class TipGroup:
 
     def _safe(self, before: AxisState) -> bool:
         """Whether the tip stays in its bounds from `before` through the tracker's state on to rest."""
-        path = [before.position, *self._tracker.braking()]
-        poses = [self.kinematics.pose(joints) for joints in path]
-        positions = np.array([position for position, _ in poses])
-        slack = ROUNDING * np.maximum(1.0, np.abs(positions).max())
-        if not ((positions >= self._bounds[0] - slack) & (positions <= self._bounds[1] + slack)).all():
+        path = np.vstack([before.position, self._tracker.braking()])
+        poses = self.kinematics.transforms(path)
+        positions, matrices = poses[:, :3, 3], poses[:, :3, :3]
+        low, high = self._bounds
+        if not ((positions >= low - ROUNDING) & (positions <= high + ROUNDING)).all():
             return False
-        speeds = np.linalg.norm(np.diff(positions, axis=0), axis=1) / self._period
-        quaternions = np.array([quaternion for _, quaternion in poses])
-        cosines = np.abs((quaternions[1:] * quaternions[:-1]).sum(axis=1))
-        turns = 2 * np.arccos(np.minimum(cosines, 1.0)) / self._period
-        return bool((speeds <= self._speed[0]).all() and (turns <= self._speed[1]).all())
+        most = self._speed * self._period
+        if not (np.square(np.diff(positions, axis=0)).sum(axis=1) <= most[0] ** 2).all():
+            return False
+        # The trace of a rotation by angle a is 1 + 2 cos(a).
+        traces = np.einsum("kij,kij->k", matrices[1:], matrices[:-1])
+        return bool((traces >= 1 + 2 * np.cos(min(most[1], np.pi))).all())
 
 
 class _Base:

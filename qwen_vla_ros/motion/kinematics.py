@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,9 @@ DAMPING = 0.03
 
 # Steps of the search per call: from one period to the next the solution moves little.
 ITERATIONS = 3
+
+# What is left of a pose when the search ends [m] and [rad].
+CLOSE = 1e-6
 
 # Share of the way to the posture at rest that a redundant arm goes per call where the task leaves it free.
 POSTURE = 0.02
@@ -38,6 +42,10 @@ class Kinematics(Protocol):
 
     def jacobian(self, joints: np.ndarray) -> np.ndarray:
         """Velocity of the tip, linear above angular, axes of the base, per joint velocity. Shape (6, n)."""
+        ...
+
+    def transforms(self, path: np.ndarray) -> np.ndarray:
+        """Poses of the tip along a path, shape (k, n), as matrices. Shape (k, 4, 4)."""
         ...
 
 
@@ -81,6 +89,7 @@ class UrdfKinematics:
         self._pin, self._model, self._data = pinocchio, model, model.createData()
         self._tip = model.getFrameId(tip)
         self._base = model.getFrameId(base) if base else None
+        self._screws: tuple[np.ndarray, ...] | None = None
         # Pinocchio keeps its own order, and a continuous joint as cosine and sine.
         ids = [model.getJointId(name) for name in joints]
         self._columns = [model.joints[i].idx_v for i in ids]
@@ -116,6 +125,37 @@ class UrdfKinematics:
             frames = np.vstack([turn @ frames[:3], turn @ frames[3:]])
         return frames[:, self._columns]
 
+    def transforms(self, path: np.ndarray) -> np.ndarray:
+        # A product of exponentials (Brockett 1984), all rows at once: Pinocchio takes one row a call.
+        if self._screws is None:
+            self._screws = self._zero()
+        turns, squares, shifts, slides, home = self._screws
+        angle = path[:, :, None, None]
+        step = np.zeros((*path.shape, 4, 4))
+        step[..., :3, :3] = np.eye(3) + np.sin(angle) * turns + (1 - np.cos(angle)) * squares
+        step[..., :3, 3] = (
+            shifts - np.einsum("knij,nj->kni", step[..., :3, :3], shifts) + path[:, :, None] * slides
+        )
+        step[..., 3, 3] = 1.0
+        product = step[:, 0]
+        for joint in range(1, path.shape[1]):
+            product = product @ step[:, joint]
+        return product @ home
+
+    def _zero(self) -> tuple[np.ndarray, ...]:
+        """Per joint: its axis as a cross product, the square of that, a point on the axis, and the way that a
+        unit of it goes along; and the pose of the tip, all with the joints at 0."""
+        zero = np.zeros(len(self._columns))
+        position, quaternion = self.pose(zero)
+        home = np.eye(4)
+        home[:3, :3], home[:3, 3] = rotations.to_matrix(quaternion), position
+        linear, axes = np.split(self.jacobian(zero), 2)
+        turning = np.linalg.norm(axes, axis=0) > 0.5
+        cross = np.array([np.cross(axis, np.eye(3)).T for axis in axes.T])
+        # The tip moves by axis x (tip - point): the nearest point of the axis.
+        points = np.where(turning[:, None], position + np.cross(axes.T, linear.T), 0.0)
+        return cross, cross @ cross, points, np.where(turning[:, None], 0.0, linear.T), home
+
 
 def approach(
     kinematics: Kinematics,
@@ -138,19 +178,21 @@ def approach(
     Returns:
         Shape (n,).
     """
-    lower, upper = np.minimum(limits.lower, start), np.maximum(limits.upper, start)
+    lower = np.maximum(np.minimum(limits.lower, start), start - reach)
+    upper = np.minimum(np.maximum(limits.upper, start), start + reach)
     joints = start
     for _ in range(ITERATIONS):
         at, turned = kinematics.pose(joints)
-        turn = rotations.to_vector(rotations.multiply(quaternion, rotations.inverse(turned)))
-        error = np.concatenate([position - at, turn])
+        error = np.concatenate([position - at, rotations.between(turned, quaternion)])
+        distance = math.sqrt(error @ error)
+        if distance < CLOSE:
+            break
         jacobian = kinematics.jacobian(joints)
         # The nearer the goal, the less damping is needed for a bounded step.
-        damping = DAMPING**2 * min(1.0, float(np.linalg.norm(error)) / 0.1) + 1e-8
-        square = jacobian @ jacobian.T + damping * np.eye(6)
+        square = jacobian @ jacobian.T + (DAMPING**2 * min(1.0, distance / 0.1) + 1e-8) * np.eye(6)
         step = jacobian.T @ np.linalg.solve(square, error)
         if rest is not None and len(joints) > 6:
             lean = POSTURE * (rest - joints)
             step = step + lean - jacobian.T @ np.linalg.solve(square, jacobian @ lean)
-        joints = np.clip(np.clip(joints + step, start - reach, start + reach), lower, upper)
+        joints = np.minimum(np.maximum(joints + step, lower), upper)
     return joints

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 IDENTITY = np.array([1.0, 0.0, 0.0, 0.0])
@@ -44,6 +46,23 @@ def to_vector(q) -> np.ndarray:
     sine = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, q[..., :1])
     return np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0) * q[..., 1:]
+
+
+def between(a, b) -> np.ndarray:
+    """Rotation vector that turns `a` into `b`, [rad]. Shapes (4,), (4,) to (3,).
+
+    `to_vector(multiply(b, inverse(a)))` without the cost of arrays, for once a period.
+    """
+    bw, bx, by, bz = map(float, b)
+    aw, ax, ay, az = map(float, a)
+    w = bw * aw + bx * ax + by * ay + bz * az
+    x = bx * aw - bw * ax - by * az + bz * ay
+    y = by * aw - bw * ay - bz * ax + bx * az
+    z = bz * aw - bw * az - bx * ay + by * ax
+    sine = math.sqrt(x * x + y * y + z * z)
+    angle = 2 * math.atan2(sine, abs(w))
+    scale = math.copysign(angle / sine if sine > 1e-12 else 2.0, w)
+    return np.array([scale * x, scale * y, scale * z])
 
 
 def from_rpy(rpy) -> np.ndarray:
