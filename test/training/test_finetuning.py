@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -74,6 +75,8 @@ def finetuner(recorded, robot, beginnings):
         data = RecordedChunks(LeRobotFolder(recorded[kind]), robot, configuration)
         place = {start: beginnings / start}
         begin = prepare_start(robot, data.views, configuration, low_rank=low_rank, **place)
+        # A process has one precision; the tests of this file share one.
+        AcceleratorState._reset_state(reset_partial_state=True)
         return Finetuner(configuration, data, begin, folder, "cpu")
 
     return make
@@ -165,6 +168,16 @@ def test_computed_again_is_the_same_gradient(finetuner, tmp_path):
     assert set(found[0]) == set(found[1])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_bfloat16_autocast_is_close(finetuner, tmp_path):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        run = finetuner(tmp_path / precision, steps=2, log_every=1, precision=precision)
+        run.run()
+        assert all(p.dtype == torch.float32 for p in run.model.parameters())
+        found.append([line["loss"] for line in metrics(tmp_path / precision)])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.03)
 
 
 def test_view_that_the_checkpoint_does_not_know(finetuner, beginnings, tmp_path):
