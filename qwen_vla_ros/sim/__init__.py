@@ -9,6 +9,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.experts import expert_chunk, expert_path, sample_states
 from qwen_vla_ros.sim.tasks import Goal, Outcome
+from qwen_vla_ros.sim.visits import visit
 from qwen_vla_ros.sim.world import Episode, World, make_world
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "expert_path",
     "make_world",
     "sample_states",
+    "visit",
 ]

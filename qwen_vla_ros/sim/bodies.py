@@ -14,6 +14,9 @@ from qwen_vla_ros.sim.assets import model_path
 from qwen_vla_ros.sim.errors import SimulationError
 
 OBJECTS = ("object_0", "object_1", "object_2")
+PADS = ("pad_0", "pad_1")
+CLUTTER = ("clutter_0", "clutter_1", "clutter_2")
+EASY, FULL = SETTINGS = ("easy", "full")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,15 @@ class Arm:
     site: str
     seed: Mapping[str, float]
     down: float = 0.0
+    # Gripper: its joint, how far one finger opens, and how thick the closed fingers are to each side [m].
+    gripper: str | None = None
+    opening: tuple[float, float] = (0.0, 0.0)
+    thickness: float = 0.0
+    # Joints that keep their seed angle when the tool points straight down, and the box (lower, upper) where
+    # it can.
+    rigid: tuple[str, ...] = ()
+    approach: int = 2  # axis of the site along which the tool points
+    space: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -73,7 +85,7 @@ class Body:
     """
 
     name: str
-    build: Callable[[], mujoco.MjSpec]
+    build: Callable[[str], mujoco.MjSpec]
     channels: tuple[str, ...]
     joints: Mapping[str, Joint]
     tasks: tuple[str, ...]
@@ -83,6 +95,7 @@ class Body:
     cameras: Mapping[str, Camera] = field(
         default_factory=lambda: {"ego": Camera((128, 128)), "spectator": Camera((640, 480), spectator=True)}
     )
+    jittered: tuple[str, ...] = ("ego",)
 
 
 def _load(model: str) -> mujoco.MjSpec:
@@ -111,7 +124,7 @@ def _position_servo(actuator: mujoco.MjsActuator, kp: float, kd: float) -> None:
     actuator.biasprm[2] = -kd
 
 
-def _build_panda() -> mujoco.MjSpec:
+def _build_panda(setting: str) -> mujoco.MjSpec:
     spec = _load("panda")
     _regroup(spec, light=3, fine=2)
     _compensate_gravity(spec)
@@ -135,7 +148,8 @@ def _build_panda() -> mujoco.MjSpec:
     scene.dress(spec)
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.35, 0.0, 0.0), (1.30, 1.20), floor=-0.75)
-    scene.add_cubes(spec, OBJECTS, half=0.03)
+    _add_objects(spec, setting)
+    scene.add_camera(spec, "cam_wrist", (0.085, 0.0, 0.005), (0.02, 0.0, 0.16), 80, body="hand")
     scene.add_camera(spec, "ego", (1.35, 0.0, 0.80), (0.42, 0.0, 0.13), 46)
     scene.add_camera(spec, "spectator", (1.45, -0.95, 0.85), (0.28, 0.0, 0.22), 40)
     return spec
@@ -144,7 +158,18 @@ def _build_panda() -> mujoco.MjSpec:
 _VIPERX_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 
 
-def _build_aloha() -> mujoco.MjSpec:
+def _add_objects(spec: mujoco.MjSpec, setting: str) -> None:
+    """What lies on a table."""
+    if setting == EASY:
+        scene.add_cubes(spec, OBJECTS, half=0.03)
+        return
+    scene.add_things(spec, OBJECTS)
+    scene.add_pads(spec, PADS, radius=0.06)
+    scene.add_clutter(spec, CLUTTER)
+    scene.add_surfaces(spec)
+
+
+def _build_aloha(setting: str) -> mujoco.MjSpec:
     spec = _load("aloha")
     for name in ("table", "midair", "box"):
         spec.delete(spec.body(name))
@@ -178,13 +203,13 @@ def _build_aloha() -> mujoco.MjSpec:
     scene.dress(spec)
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.0, 0.5, 0.0), (1.30, 0.90), floor=-0.75)
-    scene.add_cubes(spec, OBJECTS, half=0.03)
+    _add_objects(spec, setting)
     scene.add_camera(spec, "ego", (0.0, -0.28, 0.75), (0.0, 0.5, 0.08), 52)
     scene.add_camera(spec, "spectator", (0.40, -0.95, 0.80), (0.0, 0.48, 0.10), 44)
     return spec
 
 
-def _build_tiago() -> mujoco.MjSpec:
+def _build_tiago(setting: str) -> mujoco.MjSpec:
     spec = _load("tiago")
     spec.delete(spec.body("Target"))
     spec.delete(spec.geom("ground"))
@@ -225,6 +250,9 @@ def _build_tiago() -> mujoco.MjSpec:
     scene.dress(spec, centre=(1.2, 0.0, 0.3), extent=3.5)
     scene.add_floor(spec, 0.0, condim=1)
     scene.add_pillars(spec, OBJECTS, radius=0.14, height=0.9)
+    if setting == FULL:
+        scene.add_clutter(spec, CLUTTER)
+        scene.add_surfaces(spec)
     scene.add_camera(spec, "spectator", (-1.9, -1.7, 2.2), (1.0, 0.10, 0.1), 48)
     return spec
 
@@ -249,7 +277,7 @@ _G1_JOINTS = (
 )
 
 
-def _build_g1() -> mujoco.MjSpec:
+def _build_g1(setting: str) -> mujoco.MjSpec:
     spec = _load("g1")
     arms = {f"{side}_{joint}_joint" for side in ("left", "right") for joint in _G1_JOINTS}
     for actuator in list(spec.actuators):
@@ -286,6 +314,9 @@ def _build_g1() -> mujoco.MjSpec:
     scene.add_floor(spec, 0.0)
     scene.add_table(spec, (0.52, 0.0, 0.72), (0.60, 1.10), floor=0.0, collide=False)
     scene.add_balls(spec, OBJECTS, radius=0.04, stand=0.14)
+    if setting == FULL:
+        scene.add_clutter(spec, CLUTTER)
+        scene.add_surfaces(spec)
     scene.add_camera(spec, "spectator", (1.75, -1.15, 1.45), (0.15, 0.0, 0.88), 40)
     return spec
 
@@ -299,9 +330,26 @@ def _panda() -> Body:
         build=_build_panda,
         channels=tuple(joints),
         joints=joints,
-        tasks=("reach",),
+        tasks=("reach", "push", "pick_up", "place"),
         embodiment="franka_panda",
-        arms=(Arm(None, "tool", arm, down=0.3),),
+        cameras={
+            "ego": Camera((128, 128)),
+            "cam_wrist": Camera((128, 128)),
+            "spectator": Camera((640, 480), spectator=True),
+        },
+        jittered=("ego", "cam_wrist"),
+        arms=(
+            Arm(
+                None,
+                "tool",
+                arm,
+                down=0.3,
+                gripper="panda_finger_joint1",
+                opening=(0.0, 0.04),
+                thickness=0.011,
+                space=((0.30, -0.40, 0.0), (0.70, 0.40, 0.40)),
+            ),
+        ),
     )
 
 

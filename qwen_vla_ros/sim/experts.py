@@ -10,10 +10,15 @@ import numpy as np
 
 from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.tasks import Drive, Goal
+from qwen_vla_ros.sim.tool_expert import tool_path
 from qwen_vla_ros.sim.world import World
 
 # Arms: the fastest joint moves at 0.08 rad per 0.1 s, the others in proportion.
 JOINT_SPEED = 0.8  # [rad/s]
+
+# Tasks in which the tool points down and follows a path; a posture that deviates from that comes back [s].
+TOOL_TASKS = ("push", "pick_up", "place", "pick_up_with_arm")
+_FADE = 0.4
 
 # Base.
 SPEED = 0.5  # [m/s]
@@ -34,18 +39,75 @@ class State:
 
 
 def expert_chunk(world: World, goal: Goal | None, horizon: int, step: float) -> np.ndarray:
-    """What the expert does from the world's present state, shape (horizon, c), in the body's channel order.
+    """What the expert does from the world's present state, shape (horizon, c), in the embodiment's channels.
 
     Row k is to be reached `(k + 1) * step` [s] from now. Joints are absolute [rad, m]; rows of waypoints are
-    poses (dx, dy, dtheta) [m, m, rad] relative to the base now. goal: None for the world's own.
+    poses (dx, dy, dtheta) [m, m, rad] relative to the base now; end-effector rows are changes as the
+    embodiment says [m, rad]. goal: None for the world's own.
     """
     goal = world.goal if goal is None else goal
     if world.body.base is not None:
         return _drive(world.base_pose, world, goal, horizon, step)
-    target = expert_target(world, goal)
+    return _as_actions(world, joint_chunk(world, goal, horizon, step))
+
+
+def joint_chunk(world: World, goal: Goal, horizon: int, step: float) -> np.ndarray:
+    """The same in absolute joints of the body's channels, shape (horizon, n) [rad, m]."""
     measured = dict(zip(world.joint_names, world.joint_positions, strict=True))
     now = np.array([measured[name] for name in world.body.channels])
-    return _straight(world, now, target, horizon, step)
+    if goal.task in TOOL_TASKS:
+        return _with_tool(world, goal, now, horizon, step)
+    return _straight(world, now, expert_target(world, goal), horizon, step)
+
+
+def _as_actions(world: World, rows: np.ndarray) -> np.ndarray:
+    """Absolute joints (h, n) as the embodiment's groups have them, (h, c)."""
+    groups = world.embodiment.actions
+    if all(group.kind != "eef_delta" for group in groups):
+        return rows
+    now = [world.joint_positions[world.joint_names.index(name)] for name in world.body.channels]
+    positions, rotations = world.tool_poses(world.body.arms[0].name, np.vstack([now, rows]))
+    parts = []
+    for group in groups:
+        if group.kind != "eef_delta":
+            columns = [world.body.channels.index(name) for name in getattr(group, "joints", ())]
+            parts.append(rows[:, np.array(columns)])
+            continue
+        if group.rotation != "rpy":
+            raise SimulationError(f"group {group.name}: the expert knows rotations as rpy only")
+        chained = group.reference == "previous_step"
+        before = slice(0, -1) if chained else slice(0, 1)
+        turns = rotations[1:] @ rotations[before].transpose(0, 2, 1)
+        rpy = np.column_stack(
+            [
+                np.arctan2(turns[:, 2, 1], turns[:, 2, 2]),
+                -np.arcsin(np.clip(turns[:, 2, 0], -1.0, 1.0)),
+                np.arctan2(turns[:, 1, 0], turns[:, 0, 0]),
+            ]
+        )
+        parts.append(np.hstack([positions[1:] - positions[before], rpy]))
+    return np.hstack(parts)
+
+
+def _with_tool(world: World, goal: Goal, now: np.ndarray, horizon: int, step: float) -> np.ndarray:
+    """The arm follows its tool's path with the tool pointing down; what it deviates from that fades."""
+    arm = world.arm(goal.arm)
+    points, openings = tool_path(world, goal, horizon, step)
+    postures = world.postures(goal.arm)
+    home = np.array([world.home[name] for name in world.body.channels])
+    rows = _straight(world, now, home, horizon, step)
+    columns = [world.body.channels.index(name) for name in arm.joints]
+    found = postures.at(np.vstack([world.tool(goal.arm), points]))
+    # Beyond what the arm can reach with its tool down it stays at the last place where it could.
+    for row in range(len(found)):
+        if not np.isfinite(found[row]).all():
+            found[row] = found[row - 1] if row else now[columns]
+    deviation = now[columns] - found[0]
+    fade = np.exp(-np.arange(1, horizon + 1) * step / _FADE)[:, None]
+    rows[:, columns] = found[1:] + fade * deviation
+    if arm.gripper is not None:
+        rows[:, world.body.channels.index(arm.gripper)] = arm.opening[0] + openings
+    return rows
 
 
 def expert_target(world: World, goal: Goal) -> np.ndarray:

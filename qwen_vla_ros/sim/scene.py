@@ -18,7 +18,18 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "green": (0.10, 0.66, 0.20),
     "blue": (0.10, 0.28, 0.88),
     "yellow": (0.96, 0.80, 0.06),
+    "purple": (0.52, 0.12, 0.66),
 }
+KINDS = ("cube", "ball", "cylinder", "pad", "pillar")
+
+
+def classes() -> tuple[str, ...]:
+    """Every colour of every kind, as instructions name them."""
+    return tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
+
+
+# Surfaces of tables and floors: one picture each, made when a model is built.
+SURFACES = ("plain", "planks", "checker", "speckle")
 
 _GEOM = mujoco.mjtGeom
 
@@ -226,3 +237,68 @@ def _checker(
     )
     material = spec.add_material(name=name, texrepeat=list(repeat), texuniform=True, reflectance=0.0)
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+
+
+def add_things(spec: mujoco.MjSpec, names: Sequence[str]) -> None:
+    """Free bodies that the task turns into cubes, balls and cylinders of its sizes."""
+    for name in names:
+        body = spec.worldbody.add_body(name=name)
+        body.add_freejoint(name=name)
+        body.add_geom(
+            name=name,
+            type=_GEOM.mjGEOM_BOX,
+            size=[0.025, 0.025, 0.025],
+            mass=0.06,
+            # Rolling friction stops balls on a table within a few centimetres.
+            friction=[1.0, 0.02, 0.006],
+            condim=6,
+            group=SHARED,
+        )
+
+
+def add_pads(spec: mujoco.MjSpec, names: Sequence[str], radius: float) -> None:
+    """Flat discs to put things on."""
+    for name in names:
+        body = spec.worldbody.add_body(name=name, mocap=True)
+        body.add_geom(
+            name=name,
+            type=_GEOM.mjGEOM_CYLINDER,
+            size=[radius, 0.001, 0],
+            pos=[0, 0, 0.001],
+            group=SHARED,
+            contype=0,
+            conaffinity=0,
+        )
+
+
+def add_clutter(spec: mujoco.MjSpec, names: Sequence[str]) -> None:
+    """Things that no instruction names; nothing touches them."""
+    for name in names:
+        body = spec.worldbody.add_body(name=name, mocap=True)
+        body.add_geom(
+            name=name, type=_GEOM.mjGEOM_BOX, size=[0.03] * 3, group=SHARED, contype=0, conaffinity=0
+        )
+
+
+def add_surfaces(spec: mujoco.MjSpec) -> None:
+    """Materials `surface_<name>` of SURFACES, grey, to be coloured by a task."""
+    rng = np.random.default_rng(0)
+    side = 128
+    rows, columns = np.mgrid[0:side, 0:side]
+    grain = rng.random((side, 1)).repeat(side, axis=1)
+    shades = {
+        "plain": np.ones((side, side)),
+        "planks": 0.82 + 0.12 * grain + 0.06 * np.sin(columns / 9.0 + 5.0 * grain) - 0.25 * (rows % 32 == 0),
+        "checker": 0.80 + 0.20 * ((rows // 32 + columns // 32) % 2),
+        "speckle": 0.78 + 0.22 * rng.random((side, side)),
+    }
+    for name in SURFACES:
+        texture = spec.add_texture(
+            name=f"surface_{name}", type=mujoco.mjtTexture.mjTEXTURE_2D, width=side, height=side, nchannel=3
+        )
+        grey = np.clip(255 * shades[name], 0, 255).astype(np.uint8)
+        texture.data = grey[:, :, None].repeat(3, axis=2).tobytes()
+        material = spec.add_material(
+            name=f"surface_{name}", texrepeat=[2.5, 2.5], texuniform=True, specular=0.15, shininess=0.3
+        )
+        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"surface_{name}"

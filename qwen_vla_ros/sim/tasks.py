@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from qwen_vla_ros.sim.bodies import OBJECTS
 from qwen_vla_ros.sim.errors import SimulationError
-from qwen_vla_ros.sim.scene import COLOURS
+from qwen_vla_ros.sim.layout import Table, lay_table
+from qwen_vla_ros.sim.phrases import CANONICAL, phrases
 
 if TYPE_CHECKING:
     from qwen_vla_ros.sim.world import World
@@ -25,12 +26,31 @@ _TRIES = 2000
 
 @dataclass(frozen=True)
 class Goal:
-    """One instruction in one scene. target: name of the object. arm: None where there is but one."""
+    """One instruction in one scene.
+
+    target: name of the object, empty where none is named. arm: None where there is but one. kind: of the
+    object. other, other_target: colour and name of the pad or the second pillar. direction: left or right.
+    """
 
     instruction: str
     target: str
     colour: str
     arm: str | None = None
+    task: str = ""
+    kind: str = ""
+    other: str = ""
+    other_target: str = ""
+    direction: str = ""
+
+    def same(self, goal: Goal) -> bool:
+        """Whether it asks for the same, in whatever words."""
+        return replace(self, instruction="") == replace(goal, instruction="")
+
+
+def make_goal(task: str, target: str, colour: str, kind: str, **more: Any) -> Goal:
+    """A goal in plain words."""
+    goal = Goal("", target, colour, task=task, kind=kind, **more)
+    return replace(goal, instruction=phrases(goal, CANONICAL)[0])
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Randomisation:
     separation: float
     yaw: tuple[float, float] = (0.0, 0.0)
     joint_noise: float = 0.03
-    colours: tuple[str, ...] = tuple(COLOURS)
+    colours: tuple[str, ...] = ("red", "green", "blue", "yellow")
 
 
 class Task(ABC):
@@ -80,6 +100,14 @@ class Task(ABC):
     hold: float = 0.3
     tolerance: float
     randomisation: Randomisation
+    full_joint_noise: float = 0.10
+
+    def begin(self, world: World) -> None:  # noqa: B027 (nothing to begin is the usual case)
+        """Called when a goal is set."""
+
+    def place_full(self, world: World, rng: np.random.Generator) -> None:
+        """Lay out a scene of the setting `full`."""
+        raise NotImplementedError
 
     def place(self, world: World, rng: np.random.Generator) -> None:
         """Lay out the scene: three objects of different colours."""
@@ -141,18 +169,25 @@ class Task(ABC):
 class _ArmTask(Task):
     """An end effector goes to a point near an object."""
 
-    template: str
     offset: ClassVar[Mapping[str | None, tuple[float, float, float]]]
+    table: ClassVar[Table]
     # What inverse kinematics may leave for a goal to count as reachable [m].
     reachable = 0.005
 
     def goals(self, world: World) -> list[Goal]:
         return [
             goal
-            for target, (_, colour) in world.objects.items()
-            for goal in self._candidates(world, target, colour)
+            for target, thing in world.things.items()
+            if thing.kind != "pad"
+            for goal in self._candidates(world, target, thing.colour, thing.kind)
             if world.reach(goal.arm, self.point(world, goal))[1] <= self.reachable
         ]
+
+    def place_full(self, world: World, rng: np.random.Generator) -> None:
+        for _ in range(_TRIES):
+            if self.usable(world, lay_table(world, rng, self.table, pads=False)):
+                return
+        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.table}")
 
     def usable(self, world: World, positions: list[np.ndarray]) -> bool:
         # Object poses were written but not computed yet: judge the positions themselves.
@@ -172,11 +207,12 @@ class _ArmTask(Task):
         offset = world.data.body(goal.target).xpos + self.offset[goal.arm] - world.tool(goal.arm)
         return float(np.linalg.norm(offset))
 
-    def _candidates(self, world: World, target: str, colour: str) -> list[Goal]:
-        return [
-            Goal(self.template.format(colour=colour, arm=arm.name), target, colour, arm.name)
-            for arm in world.body.arms
-        ]
+    def _candidates(self, world: World, target: str, colour: str, kind: str) -> list[Goal]:
+        return [make_goal(self.name, target, colour, kind, arm=arm.name) for arm in world.body.arms]
+
+
+PANDA_TABLE = Table((0.38, -0.26), (0.60, 0.26))
+ALOHA_TABLE = Table((-0.24, 0.36), (0.24, 0.62))
 
 
 class Reach(_ArmTask):
@@ -185,9 +221,9 @@ class Reach(_ArmTask):
     name = "reach"
     time_limit = 12.0
     tolerance = 0.04
-    template = "reach the {colour} cube"
     offset: ClassVar = {None: (0.0, 0.0, 0.10)}
     randomisation = Randomisation(first=(0.36, 0.62), second=(-0.28, 0.28), height=0.03, separation=0.14)
+    table = PANDA_TABLE
 
 
 class ReachWithArm(_ArmTask):
@@ -196,9 +232,9 @@ class ReachWithArm(_ArmTask):
     name = "reach_with_arm"
     time_limit = 12.0
     tolerance = 0.04
-    template = "reach the {colour} cube with the {arm} arm"
     offset: ClassVar = {"left": (0.0, 0.0, 0.09), "right": (0.0, 0.0, 0.09)}
     randomisation = Randomisation(first=(-0.22, 0.22), second=(0.34, 0.66), height=0.03, separation=0.14)
+    table = ALOHA_TABLE
 
 
 class Touch(_ArmTask):
@@ -210,7 +246,6 @@ class Touch(_ArmTask):
     name = "touch"
     time_limit = 12.0
     tolerance = 0.04
-    template = "touch the {colour} ball with the {arm} hand"
     offset: ClassVar = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
     randomisation = Randomisation(first=(0.32, 0.46), second=(-0.24, 0.24), height=0.90, separation=0.13)
 
@@ -252,8 +287,7 @@ class Drive(Task):
 
     def goals(self, world: World) -> list[Goal]:
         return [
-            Goal(f"drive to the {colour} pillar", target, colour)
-            for target, (_, colour) in world.objects.items()
+            make_goal(self.name, target, thing.colour, thing.kind) for target, thing in world.things.items()
         ]
 
     def point(self, world: World, goal: Goal) -> np.ndarray:
@@ -273,6 +307,3 @@ class Drive(Task):
         offset = self.point(world, goal)[:2] - (x, y)
         bearing = np.arctan2(offset[1], offset[0]) - yaw
         return float(np.linalg.norm(offset)), float((bearing + np.pi) % (2 * np.pi) - np.pi)
-
-
-TASKS: Mapping[str, Task] = {task.name: task for task in (Reach(), ReachWithArm(), Touch(), Drive())}

@@ -5,17 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 from qwen_vla_ros.sim import scene
-from qwen_vla_ros.sim.bodies import BODIES, OBJECTS, Arm, Body, Camera, get_body
+from qwen_vla_ros.sim.bodies import (
+    BODIES,
+    CLUTTER,
+    EASY,
+    FULL,
+    OBJECTS,
+    PADS,
+    SETTINGS,
+    Arm,
+    Body,
+    Camera,
+    get_body,
+)
+from qwen_vla_ros.sim.catalogue import TASKS
 from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.kinematics import solve
+from qwen_vla_ros.sim.look import Look, LookRange
+from qwen_vla_ros.sim.phrases import CANONICAL, phrases
+from qwen_vla_ros.sim.postures import Postures
 from qwen_vla_ros.sim.rendering import Pictures, project
-from qwen_vla_ros.sim.tasks import TASKS, Goal, Hold, Outcome, Task
+from qwen_vla_ros.sim.tasks import Goal, Hold, Outcome, Task
 
 # How often success is looked at while stepping [s].
 _CHECK_PERIOD = 0.01
@@ -24,6 +41,27 @@ _UNSTABLE = (
     mujoco.mjtWarning.mjWARN_BADQVEL,
     mujoco.mjtWarning.mjWARN_BADQACC,
 )
+
+
+# What MuJoCo calls the kinds of things, and its sizes from (half width, half height) [m].
+_SHAPES = {
+    "cube": (mujoco.mjtGeom.mjGEOM_BOX, lambda r, h: (r, r, h)),
+    "ball": (mujoco.mjtGeom.mjGEOM_SPHERE, lambda r, h: (r, 0.0, 0.0)),
+    "cylinder": (mujoco.mjtGeom.mjGEOM_CYLINDER, lambda r, h: (r, h, 0.0)),
+    "pillar": (mujoco.mjtGeom.mjGEOM_CYLINDER, lambda r, h: (r, h, 0.0)),
+    "pad": (mujoco.mjtGeom.mjGEOM_CYLINDER, lambda r, h: (r, h, 0.0)),
+}
+_AWAY = (0.0, 0.0, -5.0)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object in the scene. width, height: half of them [m]."""
+
+    kind: str
+    colour: str
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
@@ -35,14 +73,25 @@ class Episode:
     time_limit: float
 
 
-def make_world(embodiment: Embodiment | str) -> World:
+def _as_built(geom: Any) -> Thing:
+    kind = {
+        mujoco.mjtGeom.mjGEOM_SPHERE: "ball",
+        mujoco.mjtGeom.mjGEOM_CYLINDER: "pillar",
+        mujoco.mjtGeom.mjGEOM_BOX: "cube",
+    }[mujoco.mjtGeom(int(np.ravel(geom.type)[0]))]
+    return Thing(kind, "", float(geom.size[0]), float(geom.size[1 if kind == "pillar" else 0]))
+
+
+def make_world(embodiment: Embodiment | str, setting: str = EASY) -> World:
     """A world for an embodiment: itself, its name, or the name of its body (panda, aloha, tiago, g1).
+
+    setting: `easy` (one look, three cubes, balls or pillars) or `full` (docs/simulation.md).
 
     Raises SimulationError when the embodiment names no body, or joints or views that its body lacks.
     """
     if isinstance(embodiment, str):
         embodiment = load_embodiment(BODIES[embodiment]().embodiment if embodiment in BODIES else embodiment)
-    return World(embodiment)
+    return World(embodiment, setting)
 
 
 def _body_of(embodiment: Embodiment) -> Body:
@@ -69,24 +118,30 @@ def _body_of(embodiment: Embodiment) -> Body:
 
 
 class World:
-    """One robot, three objects, one task.
+    """One robot, a few objects, one task.
 
     Joints go by their ROS names. Not thread-safe; rendering belongs to one thread, the first that does it.
     """
 
-    def __init__(self, embodiment: Embodiment) -> None:
+    def __init__(self, embodiment: Embodiment, setting: str = EASY) -> None:
+        if setting not in SETTINGS:
+            raise SimulationError(f"setting: found {setting!r}, expected one of {', '.join(SETTINGS)}")
         self.embodiment = embodiment
+        self.setting = setting
         self.body = body = _body_of(embodiment)
         self.home = {name: float(value) for name, value in embodiment.home.items()}
-        spec = body.build()
+        spec = body.build(setting)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)
         self._pictures = Pictures(self.model)
-        self._colours: dict[str, str] = {}
+        self._look = Look(self.model, body.jittered, LookRange()) if setting == FULL else None
+        self._things: dict[str, Thing] = {}
+        self._postures: dict[str | None, Postures] = {}
         self._task: Task | None = None
         self._goal: Goal | None = None
         self._goals: list[Goal] | None = None
+        self._start: dict[str, np.ndarray] = {}
         self._hold = Hold()
         self._time_before = 0.0
         self._debt = 0.0
@@ -160,9 +215,16 @@ class World:
     def objects(self) -> dict[str, tuple[np.ndarray, str]]:
         """Objects of the scene: name to (position (3,) [m], colour).
 
-        The position is the centre of a cube or a ball and the foot of a pillar.
+        The position is the centre of a cube or a ball and the foot of a pillar or a pad.
         """
-        return {name: (self.data.body(name).xpos.copy(), colour) for name, colour in self._colours.items()}
+        return {
+            name: (self.data.body(name).xpos.copy(), thing.colour) for name, thing in self._things.items()
+        }
+
+    @property
+    def things(self) -> dict[str, Thing]:
+        """What the objects are, by name, in the order of `objects`."""
+        return dict(self._things)
 
     @property
     def goal(self) -> Goal:
@@ -173,10 +235,17 @@ class World:
 
     @goal.setter
     def goal(self, goal: Goal) -> None:
-        if goal not in self.goals():
+        if not any(goal.same(other) for other in self.goals()):
             raise SimulationError(f"not a goal of the present scene: {goal}")
         self._goal = goal
         self._hold = Hold()
+        self._start = {name: position for name, (position, _) in self.objects.items()}
+        self.task.begin(self)
+
+    @property
+    def start(self) -> dict[str, np.ndarray]:
+        """Where the objects were when the goal was set: name to position (3,) [m]."""
+        return {name: position.copy() for name, position in self._start.items()}
 
     @property
     def task(self) -> Task:
@@ -184,8 +253,11 @@ class World:
             raise SimulationError("the world has no task yet: call reset() first")
         return self._task
 
-    def reset(self, task: str, seed: int) -> Episode:
-        """A new scene and a goal in it, both from the seed; the robot goes home."""
+    def reset(self, task: str, seed: int, wording: str = CANONICAL) -> Episode:
+        """A new scene and a goal in it, both from the seed; the robot goes home, or near it.
+
+        wording: of the instruction, see phrases.py.
+        """
         if task not in self.body.tasks:
             raise SimulationError(
                 f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
@@ -197,16 +269,39 @@ class World:
         self._task = TASKS[task]
         self._goal = None
         self._solutions.clear()
-        noise = self._task.randomisation.joint_noise
+        full = self._look is not None
+        noise = self._task.full_joint_noise if full else self._task.randomisation.joint_noise
         joints = {
             name: value + rng.uniform(-noise, noise) if name in self._arm_joints() else value
             for name, value in self.home.items()
         }
-        self._task.place(self, rng)
+        if self._look is not None:
+            self._look.draw(rng)
+            self._forget_things()
+            self._task.place_full(self, rng)
+        else:
+            self._task.place(self, rng)
         self.teleport(joints=joints, base_pose=(0.0, 0.0, 0.0))
         goals = self.goals()
-        self.goal = goals[int(rng.integers(len(goals)))]
-        return Episode(task, self.goal.instruction, self._task.time_limit)
+        goal = goals[int(rng.integers(len(goals)))]
+        if wording != CANONICAL:
+            choice = phrases(goal, wording)
+            goal = replace(goal, instruction=choice[int(rng.integers(len(choice)))])
+        self.goal = goal
+        return Episode(task, goal.instruction, self._task.time_limit)
+
+    def select(self, task: str) -> None:
+        """Ask for another task in the present scene; its first goal is judged until another is set."""
+        if task not in self.body.tasks:
+            raise SimulationError(
+                f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
+            )
+        self._task, self._goals = TASKS[task], None
+        self.goal = self.goals()[0]
+
+    def all_goals(self) -> list[Goal]:
+        """Every goal of every task of the body in the present scene."""
+        return [goal for task in self.body.tasks for goal in TASKS[task].goals(self)]
 
     def goals(self) -> list[Goal]:
         """Every goal that can be asked for, and reached, in the scene as it was laid out."""
@@ -218,12 +313,39 @@ class World:
         """Whether the goal has been reached and held since it was set, and how far it is now."""
         return self.task.judge(self, self.goal, self._hold.reached)
 
-    def place(self, name: str, position: tuple[float, float, float], colour: str, yaw: float = 0.0) -> None:
+    def place(
+        self,
+        name: str,
+        position: tuple[float, float, float] | np.ndarray,
+        colour: str,
+        yaw: float = 0.0,
+        kind: str | None = None,
+        size: tuple[float, float] | None = None,
+        rgb: np.ndarray | None = None,
+    ) -> None:
         """Put an object of the scene, coloured, at `position` [m] turned by `yaw` [rad].
 
+        kind, size: what it is, and half its width and height [m]; as built without them. rgb: its shade (3,).
         Poses are computed with the next teleport() or step().
         """
         self._goals = None
+        geom = self.model.geom(name)
+        if kind is not None and size is not None:
+            self._shape(name, kind, size)
+        else:
+            thing = self._things.get(name) or _as_built(geom)
+            kind, size = thing.kind, (thing.width, thing.height)
+        geom.rgba[:3] = scene.COLOURS[colour] if rgb is None else rgb
+        self._move(name, position, yaw)
+        if name not in CLUTTER:
+            self._things[name] = Thing(kind, colour, *size)
+            self._things = {name: self._things[name] for name in (*OBJECTS, *PADS) if name in self._things}
+
+    def settle(self) -> None:
+        """Compute the poses of what was placed."""
+        mujoco.mj_kinematics(self.model, self.data)
+
+    def _move(self, name: str, position: tuple[float, float, float] | np.ndarray, yaw: float) -> None:
         quat = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
         body = self.model.body(name)
         mocap = int(body.mocapid[0])
@@ -234,9 +356,39 @@ class World:
             start = self.model.joint(name).qposadr[0]
             self.data.qpos[start : start + 3] = position
             self.data.qpos[start + 3 : start + 7] = quat
-        self.model.geom(name).rgba[:3] = scene.COLOURS[colour]
-        self._colours[name] = colour
-        self._colours = {name: self._colours[name] for name in OBJECTS if name in self._colours}
+
+    def _shape(self, name: str, kind: str, size: tuple[float, float]) -> None:
+        """Give a body's geom another shape, and the body the inertia of it."""
+        model = self.model
+        geom, body = model.geom(name).id, model.body(name).id
+        shape, sizes = _SHAPES[kind]
+        half = np.array(sizes(*size))
+        model.geom_type[geom] = shape
+        model.geom_size[geom] = half
+        width, height = size
+        box = np.array([width, width, width if kind == "ball" else height])
+        model.geom_aabb[geom] = (0.0, 0.0, 0.0, *box)
+        model.geom_rbound[geom] = width if kind == "ball" else float(np.linalg.norm(box[1:]))
+        if kind == "cube":
+            model.geom_rbound[geom] = float(np.linalg.norm(box))
+        if kind in ("pillar", "pad"):
+            model.geom_pos[geom, 2] = size[1]
+        # Rolling friction costs a third of the physics: for balls only.
+        model.geom_condim[geom] = 6 if kind == "ball" else 4
+        nodes = slice(model.body_bvhadr[body], model.body_bvhadr[body] + model.body_bvhnum[body])
+        model.bvh_aabb[nodes, 3:] = np.maximum(box, np.abs(model.geom_pos[geom]) + box)
+        mass = model.body_mass[body]
+        if mass > 0.0:
+            x, y, z = 2.0 * box
+            turn = mass / 12.0 * np.array([y * y + z * z, x * x + z * z, x * x + y * y])
+            model.body_inertia[body] = 0.4 * mass * width**2 if kind == "ball" else turn
+
+    def _forget_things(self) -> None:
+        """Move everything that instructions could name out of the scene."""
+        self._things = {}
+        for name in (*PADS, *CLUTTER):
+            if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, name) >= 0:
+                self._move(name, _AWAY, 0.0)
 
     # commands and physics
 
@@ -350,6 +502,27 @@ class World:
         """Position (3,) of an arm's end effector in the world [m]."""
         return self.data.site(self._arm(arm).site).xpos.copy()
 
+    def tool_poses(self, arm: str | None, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Poses of an arm's end effector in postures (m, n) of the body's channels.
+
+        Positions (m, 3) in the world [m], rotations (m, 3, 3).
+        """
+        site = self._arm(arm).site
+        positions, rotations = np.empty((len(joints), 3)), np.empty((len(joints), 3, 3))
+        index = self.model.site(site).id
+        # Fingers that follow a finger do not move the tool.
+        addresses = self._qpos[[self.joint_names.index(name) for name in self.body.channels]]
+        for row, posture in enumerate(joints):
+            self._scratch.qpos[addresses] = posture
+            mujoco.mj_kinematics(self.model, self._scratch)
+            positions[row] = self._scratch.site_xpos[index]
+            rotations[row] = self._scratch.site_xmat[index].reshape(3, 3)
+        return positions, rotations
+
+    def move_object(self, name: str, position: np.ndarray) -> None:
+        """Put a thing elsewhere, upright and at rest. Computed with the next teleport() or step()."""
+        self._move(name, position, 0.0)
+
     def reach(self, arm: str | None, point: np.ndarray) -> tuple[dict[str, float], float]:
         """Joints of an arm that bring its end effector to `point` (3,) [m], and the distance left [m].
 
@@ -373,6 +546,35 @@ class World:
             )
         angles, left = self._solutions[key]
         return dict(zip(self._arm(arm).joints, angles.tolist(), strict=True)), left
+
+    def postures(self, arm: str | None) -> Postures:
+        """Joints of an arm whose tool points straight down, by place of the tool."""
+        if arm not in self._postures:
+            definition = self._arm(arm)
+            for name, value in {**self.home, **definition.seed}.items():
+                self._set_position(self._scratch, name, value)
+            indices = [self.joint_names.index(name) for name in definition.joints]
+            self._postures[arm] = Postures(
+                self.model,
+                self._scratch,
+                definition,
+                self._qpos[indices],
+                self._qvel[indices],
+                self._ranges[indices],
+            )
+        return self._postures[arm]
+
+    def opening(self, arm: str | None) -> float:
+        """How far a finger of an arm is from where it is closed [m]."""
+        definition = self._arm(arm)
+        if definition.gripper is None:
+            return 0.0
+        measured = self.joint_positions[self.joint_names.index(definition.gripper)]
+        return float(measured - definition.opening[0])
+
+    def arm(self, name: str | None) -> Arm:
+        """Definition of an arm."""
+        return self._arm(name)
 
     # inside
 

@@ -18,6 +18,10 @@ from qwen_vla_ros.training.configuration import AugmentationConfiguration, Norma
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.losses import Grounding
 
+# How often the first prompt about a picture is the goal that the robot was after: near the end of a grasp
+# the other goals say little about it.
+_IN_FOCUS = 0.5
+
 
 @dataclass
 class Batch:
@@ -68,7 +72,7 @@ class BodyDemonstrations:
         self._shape = shape
         self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
         self._tokens: dict[str, list[int]] = {}
-        self._goals = (self._arrays["targets"] >= 0).sum(axis=1)
+        self._goals = (self._arrays["tasks"] >= 0).sum(axis=1)
         if not self._goals.all():
             raise TrainingError(f"{folder}: picture {int(self._goals.argmin())} has no goal")
 
@@ -78,9 +82,12 @@ class BodyDemonstrations:
     def draw(
         self, rng: np.random.Generator, images: int, prompts: int, augment: AugmentationConfiguration
     ) -> Batch:
-        """`images` pictures at random, each with `prompts` of its goals, some twice if it has fewer."""
+        """`images` pictures at random, each with `prompts` of its goals, some twice if it has fewer.
+
+        Every other time the goal in focus is the first of them.
+        """
         rows = rng.choice(len(self), size=images, replace=images > len(self))
-        goals = np.concatenate([self._some(rng, int(self._goals[row]), prompts) for row in rows])
+        goals = np.concatenate([self._some(rng, row, prompts) for row in rows])
         return self.batch(rows, goals, prompts, rng, augment)
 
     def batch(
@@ -109,17 +116,20 @@ class BodyDemonstrations:
             actions=torch.from_numpy(actions),
             mask=self._mask.expand(len(of), -1, -1),
             grounding=Grounding(
-                colours=torch.from_numpy(data["colours"][rows]),
+                classes=torch.from_numpy(data["classes"][rows]),
                 pixels=torch.from_numpy(data["pixels"][rows]),
                 visible=torch.from_numpy(data["visible"][rows]),
                 named_pixel=torch.from_numpy(data["pixels"][of, 0, target]),
-                named_visible=torch.from_numpy(data["visible"][of, 0, target]),
+                named_visible=torch.from_numpy(data["visible"][of, 0, target] & (target >= 0)),
                 named_place=torch.from_numpy(data["places"][of, target]),
             ),
         )
 
-    def _some(self, rng: np.random.Generator, goals: int, prompts: int) -> np.ndarray:
-        order = rng.permutation(goals)
+    def _some(self, rng: np.random.Generator, row: int, prompts: int) -> np.ndarray:
+        order = rng.permutation(int(self._goals[row]))
+        if rng.random() < _IN_FOCUS:
+            focus = int(self._arrays["focus"][row])
+            order = np.array([focus, *order[order != focus]])
         return np.resize(order, prompts)
 
     def _ids(self, instruction: str) -> list[int]:

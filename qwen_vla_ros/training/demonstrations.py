@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstrations: pictures of teleported states, each with what the expert does for every goal of its scene.
+"""Demonstrations: pictures of a robot's states, each with what the expert does for several goals there.
 
 A folder holds `meta.json`, `statistics.json` and shards `shard-00000.npz`, of n pictures, v views, at most
 g goals and o objects:
 
     images        uint8 (n, v, h, w, 3)     RGB, views in the embodiment's order
-    instructions  str (n, g)                empty where the scene has fewer goals
+    tasks         int8 (n, g)               index into meta.json's tasks, -1 where the picture has fewer goals
+    instructions  str (n, g)                empty where there is no goal
     actions       float32 (n, g, horizon, c) physical units, NaN where there is no goal
-    targets       int8 (n, g)               index of the object that is meant, -1 where there is no goal
-    colours       int8 (n, o)               index into meta.json's colours
+    targets       int8 (n, g)               index of the object that is meant, -1 where none is
+    focus         int8 (n,)                 the goal that the robot was after
+    classes       int8 (n, o)               index into meta.json's classes, -1 where there are fewer objects
     pixels        float32 (n, v, o, 2)      centre of each object, (column, row) as a share of the picture
     visible       bool (n, v, o)            whether the centre is inside the picture (it may be hidden)
     places        float32 (n, o, 3)         centre of each object from the robot's base [m]
     state         float32 (n, j)            joints in the order of meta.json's joints [rad, m]
     scenes        int64 (n,)                seed of World.reset()
 
-A shard depends on the seed and its own number alone, so an interrupted run goes on where it stopped.
+A shard depends on the seed and its own number alone, so an interrupted run goes on where it stopped. A shard
+appears under its name when it is whole and on the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +40,30 @@ from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.seeds import training_scene
 
 FORMAT = "qwen_vla_ros demonstrations"
-VERSION = 1
+VERSION = 2
+# A picture of the setting `full` comes with at most so many goals: the one in focus and others at random.
+_GOALS = 8
+# What a picture without a goal or an object holds in its place.
+_FILL: dict[str, Any] = {
+    "tasks": -1,
+    "instructions": "",
+    "actions": np.nan,
+    "targets": -1,
+    "classes": -1,
+    "pixels": -1.0,
+    "visible": False,
+    "places": 0.0,
+}
+# The axis along which they are counted, after that of pictures.
+_RAGGED = {name: 1 if name in ("pixels", "visible") else 0 for name in _FILL}
 _FIELDS = (
     "images",
+    "tasks",
     "instructions",
     "actions",
     "targets",
-    "colours",
+    "focus",
+    "classes",
     "pixels",
     "visible",
     "places",
@@ -55,7 +77,8 @@ class Meta:
     """What all shards of a folder have in common; the content of meta.json."""
 
     embodiment: str
-    task: str
+    setting: str
+    tasks: list[str]
     seed: int
     samples: int
     shard_size: int
@@ -64,7 +87,7 @@ class Meta:
     image_size: list[list[int]]
     channels: list[str]
     joints: list[str]
-    colours: list[str]
+    classes: list[str]
     horizon: int
     step: float
     format: str = FORMAT
@@ -85,44 +108,54 @@ def make(
     samples: int,
     seed: int = 0,
     shard_size: int = 256,
-    states_per_scene: int = 2,
+    states_per_scene: int | None = None,
     progress: Callable[[int], None] | None = None,
+    setting: str = "easy",
+    tasks: Sequence[str] | None = None,
 ) -> Meta:
-    """Write `samples` pictures of the body's first task into a folder; go on where an earlier call stopped.
+    """Write `samples` pictures into a folder; go on where an earlier call stopped.
 
-    progress: called with the number of pictures that are there.
+    setting: of the world. tasks: by default the body's first in the setting `easy`, all of them in `full`.
+    states_per_scene: by default 2 in `easy`, 4 in `full`. progress: called with the number of pictures that
+    are there.
 
-    Raises TrainingError when the folder holds demonstrations of other settings.
+    Raises TrainingError when the folder holds demonstrations of other settings, and when it cannot be
+    written; what is there then stays as it is, and another call goes on from it.
     """
-    from qwen_vla_ros.sim import make_world
-    from qwen_vla_ros.sim.scene import COLOURS
+    from qwen_vla_ros.sim import SimulationError, make_world
+    from qwen_vla_ros.sim.scene import classes
 
-    with make_world(embodiment) as world:
+    with make_world(embodiment, setting) as world:
+        chosen = list(tasks or (world.tasks if setting == "full" else world.tasks[:1]))
+        unknown = [task for task in chosen if task not in world.tasks]
+        if unknown:
+            raise SimulationError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(world.tasks)}")
         meta = Meta(
             embodiment=embodiment.name,
-            task=world.tasks[0],
+            setting=setting,
+            tasks=chosen,
             seed=seed,
             samples=samples,
             shard_size=shard_size,
-            states_per_scene=states_per_scene,
+            states_per_scene=states_per_scene or (4 if setting == "full" else 2),
             views=[camera.view for camera in embodiment.cameras],
             image_size=[list(camera.size) for camera in embodiment.cameras],
             channels=list(embodiment.layout.names),
             joints=list(world.joint_names),
-            colours=list(COLOURS),
+            classes=list(classes()),
             horizon=embodiment.horizon,
             step=1.0 / embodiment.control_rate,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, meta)
         for shard in range(meta.shards):
             path = shard_path(folder, shard)
             if not path.is_file():
-                _write(path, _shard(world, meta, shard))
+                arrays = _shard(world, meta, shard)
+                _write(path, partial(np.savez, **arrays))  # type: ignore[arg-type]
             if progress is not None:
                 progress(shard * shard_size + meta.size_of(shard))
     quantities = quantiles(folder, meta)
-    _replace(folder / "statistics.json", json.dumps(quantities, indent=1) + "\n")
+    _write_json(folder / "statistics.json", quantities)
     return meta
 
 
@@ -148,7 +181,9 @@ def read_meta(folder: Path) -> Meta:
     return meta
 
 
-def read_shard(folder: Path, meta: Meta, shard: int) -> dict[str, np.ndarray]:
+def read_shard(
+    folder: Path, meta: Meta, shard: int, fields: Sequence[str] = _FIELDS
+) -> dict[str, np.ndarray]:
     """Arrays of a shard, as described above. Raises TrainingError if missing, damaged or misshapen."""
     path = shard_path(folder, shard)
     if not path.is_file():
@@ -157,7 +192,7 @@ def read_shard(folder: Path, meta: Meta, shard: int) -> dict[str, np.ndarray]:
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _FIELDS}
+            arrays = {name: archive[name] for name in fields}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(
             f"{path}: damaged shard ({error}); delete it and run `qwen-vla data make` again"
@@ -166,31 +201,50 @@ def read_shard(folder: Path, meta: Meta, shard: int) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if len(array) != count:
             raise TrainingError(f"{path}: {name} has {len(array)} rows, expected {count}")
-    found = arrays["actions"].shape[2:]
-    if found != (meta.horizon, len(meta.channels)):
-        raise TrainingError(
-            f"{path}: actions {found}, expected {(meta.horizon, len(meta.channels))} (horizon, channels)"
-        )
+    if "actions" in arrays:
+        found = arrays["actions"].shape[2:]
+        if found != (meta.horizon, len(meta.channels)):
+            raise TrainingError(
+                f"{path}: actions {found}, expected {(meta.horizon, len(meta.channels))} (horizon, channels)"
+            )
+        if not np.isfinite(arrays["actions"][arrays["tasks"] >= 0]).all():
+            raise TrainingError(f"{path}: found actions that are not finite")
     return arrays
 
 
 def read_all(folder: Path) -> tuple[Meta, dict[str, np.ndarray]]:
-    """All shards of a folder in one, with as many goals per picture as the largest scene has."""
+    """All shards of a folder in one, with as many goals and objects per picture as the largest scene has."""
     meta = read_meta(folder)
-    shards = [read_shard(folder, meta, shard) for shard in range(meta.shards)]
-    goals = max(shard["targets"].shape[1] for shard in shards)
-    for shard in shards:
-        missing = goals - shard["targets"].shape[1]
-        if missing:
-            for name, fill in (("instructions", ""), ("actions", np.nan), ("targets", -1)):
-                widths = [(0, 0), (0, missing)] + [(0, 0)] * (shard[name].ndim - 2)
-                shard[name] = np.pad(shard[name], widths, constant_values=fill)
-    return meta, {name: np.concatenate([shard[name] for shard in shards]) for name in _FIELDS}
+    largest = dict.fromkeys(_RAGGED, 0)
+    shards = []
+    for shard in range(meta.shards):
+        shards.append(read_shard(folder, meta, shard))
+        for name, axis in _RAGGED.items():
+            largest[name] = max(largest[name], shards[-1][name].shape[1 + axis])
+    arrays: dict[str, np.ndarray] = {}
+    for name in _FIELDS:
+        first = shards[0][name]
+        shape = list(first.shape)
+        shape[0] = meta.samples
+        if name in _RAGGED:
+            shape[1 + _RAGGED[name]] = largest[name]
+            arrays[name] = np.full(shape, _FILL[name], dtype=first.dtype)
+        else:
+            arrays[name] = np.empty(shape, dtype=first.dtype)
+        start = 0
+        for each in shards:
+            part = each.pop(name)  # so that pictures are not held twice
+            inside = (slice(start, start + len(part)), *(slice(0, length) for length in part.shape[1:]))
+            arrays[name][inside] = part
+            start += len(part)
+    return meta, arrays
 
 
 def quantiles(folder: Path, meta: Meta) -> dict[str, Any]:
     """Quantiles of the actions per channel, physical units: statistics.json."""
-    rows = np.concatenate([_rows(read_shard(folder, meta, shard)) for shard in range(meta.shards)])
+    rows = np.concatenate(
+        [_rows(read_shard(folder, meta, shard, ("tasks", "actions"))) for shard in range(meta.shards)]
+    )
     levels = {"minimum": 0.0, "q001": 0.001, "q01": 0.01, "q99": 0.99, "q999": 0.999, "maximum": 1.0}
     found = np.quantile(rows, list(levels.values()), axis=0)
     return {
@@ -228,12 +282,16 @@ def read_statistics(folder: Path, meta: Meta) -> dict[str, Any]:
 
 
 def _rows(shard: dict[str, np.ndarray]) -> np.ndarray:
-    return shard["actions"][shard["targets"] >= 0].reshape(-1, shard["actions"].shape[-1]).astype(float)
+    return shard["actions"][shard["tasks"] >= 0].reshape(-1, shard["actions"].shape[-1]).astype(float)
 
 
 def _claim(folder: Path, meta: Meta) -> None:
     """Write meta.json, or check that the folder's is the same but for the number of samples."""
     path = folder / "meta.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be made: {error}") from error
     if path.is_file():
         found, wanted = asdict(read_meta(folder)), asdict(meta)
         differing = [name for name in wanted if name != "samples" and found[name] != wanted[name]]
@@ -248,7 +306,7 @@ def _claim(folder: Path, meta: Meta) -> None:
             if found["samples"] % meta.shard_size and last.is_file():
                 last.unlink()
             (folder / "statistics.json").unlink(missing_ok=True)
-    _replace(path, json.dumps(asdict(meta), indent=1) + "\n")
+    _write_json(path, asdict(meta))
 
 
 def _shard(world: Any, meta: Meta, shard: int) -> dict[str, np.ndarray]:
@@ -256,47 +314,61 @@ def _shard(world: Any, meta: Meta, shard: int) -> dict[str, np.ndarray]:
     pictures = _pictures(world, meta, shard)
     while len(samples) < meta.size_of(shard):
         samples.append(next(pictures))
-    goals = max(len(sample["targets"]) for sample in samples)
-    count = len(samples)
-    arrays = {
-        "instructions": np.full((count, goals), "", dtype="U96"),
-        "actions": np.full((count, goals, meta.horizon, len(meta.channels)), np.nan, dtype=np.float32),
-        "targets": np.full((count, goals), -1, dtype=np.int8),
-    }
-    for row, sample in enumerate(samples):
-        for name, array in arrays.items():
-            array[row, : len(sample[name])] = sample[name]
+    arrays = {}
     for name in _FIELDS:
-        if name not in arrays:
+        first = samples[0][name]
+        if name not in _RAGGED:
             arrays[name] = np.stack([sample[name] for sample in samples])
+            continue
+        axis = _RAGGED[name]
+        shape = list(first.shape)
+        shape[axis] = max(sample[name].shape[axis] for sample in samples)
+        dtype = "U96" if name == "instructions" else first.dtype
+        arrays[name] = np.full((len(samples), *shape), _FILL[name], dtype=dtype)
+        for row, sample in enumerate(samples):
+            inside = tuple(slice(0, length) for length in sample[name].shape)
+            arrays[name][row][inside] = sample[name]
     return arrays
 
 
 def _pictures(world: Any, meta: Meta, shard: int) -> Iterator[dict[str, np.ndarray]]:
-    from qwen_vla_ros.sim import expert_chunk, sample_states
+    from qwen_vla_ros.sim import visit
 
     rng = np.random.default_rng([meta.seed, shard])
     index = shard * meta.shard_size
     while True:
         scene = training_scene(meta.seed, index)
         index += 1
-        world.reset(meta.task, scene)
-        goals = world.goals()
-        objects = list(world.objects)
-        for _ in range(meta.states_per_scene):
-            goal = goals[int(rng.integers(len(goals)))]
-            (state,) = sample_states(world, goal, rng, 1)
-            world.teleport(state.joints, state.base_pose)
-            chunks = [expert_chunk(world, goal, meta.horizon, meta.step) for goal in goals]
-            yield {
-                "images": np.stack([world.render(view) for view in meta.views]),
-                "instructions": np.array([goal.instruction for goal in goals]),
-                "actions": np.stack(chunks).astype(np.float32),
-                "targets": np.array([objects.index(goal.target) for goal in goals], dtype=np.int8),
-                **_grounding(world, meta),
-                "state": world.joint_positions.astype(np.float32),
-                "scenes": np.int64(scene),
-            }
+        task = meta.tasks[int(rng.integers(len(meta.tasks)))] if len(meta.tasks) > 1 else meta.tasks[0]
+        for goal in visit(world, task, scene, rng, meta.states_per_scene):
+            yield _picture(world, meta, goal, scene, rng)
+
+
+def _picture(world: Any, meta: Meta, focus: Any, scene: int, rng: np.random.Generator) -> dict[str, Any]:
+    from qwen_vla_ros.sim import expert_chunk
+
+    goals, wording = world.goals(), None
+    if meta.setting == "full":
+        from qwen_vla_ros.sim.phrases import SEEN, phrases
+
+        others = [goal for goal in world.all_goals() if goal.task in meta.tasks and not goal.same(focus)]
+        goals = [focus, *(others[i] for i in rng.permutation(len(others))[: _GOALS - 1])]
+        wording = [(choice := phrases(goal, SEEN))[int(rng.integers(len(choice)))] for goal in goals]
+    objects = list(world.objects)
+    chunks = [expert_chunk(world, goal, meta.horizon, meta.step) for goal in goals]
+    return {
+        "images": np.stack([world.render(view) for view in meta.views]),
+        "tasks": np.array([meta.tasks.index(goal.task) for goal in goals], dtype=np.int8),
+        "instructions": np.array(wording or [goal.instruction for goal in goals]),
+        "actions": np.stack(chunks).astype(np.float32),
+        "targets": np.array(
+            [objects.index(goal.target) if goal.target else -1 for goal in goals], dtype=np.int8
+        ),
+        "focus": np.int8(next(i for i, goal in enumerate(goals) if goal.same(focus))),
+        **_grounding(world, meta),
+        "state": world.joint_positions.astype(np.float32),
+        "scenes": np.int64(scene),
+    }
 
 
 def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
@@ -310,8 +382,9 @@ def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
     x, y, yaw = world.base_pose
     turn = np.array([[np.cos(yaw), np.sin(yaw), 0.0], [-np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
     return {
-        "colours": np.array(
-            [meta.colours.index(colour) for _, colour in world.objects.values()], dtype=np.int8
+        "classes": np.array(
+            [meta.classes.index(f"{thing.colour} {thing.kind}") for thing in world.things.values()],
+            dtype=np.int8,
         ),
         "pixels": np.stack(pixels),
         "visible": np.stack(visible),
@@ -319,14 +392,23 @@ def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
     }
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, path)
+def _write_json(path: Path, content: Any) -> None:
+    _write(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _write(path: Path, fill: Callable[[Any], object]) -> None:
+    """Write a file that is there whole or not at all."""
+    unfinished = path.with_suffix(".partial")
+    try:
+        with unfinished.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path}: cannot be written: {error.strerror or error}; what was written before stays usable, "
+            "and the same command goes on from there"
+        ) from error

@@ -24,7 +24,7 @@ class Grounding:
     """Where things are, for n pictures of v views with o objects, asked for by b prompts.
 
     Attributes:
-        colours: Colour of each object. Shape (n, o).
+        classes: Colour and kind of each object as one number, -1 where there is none. Shape (n, o).
         pixels: Centres, (column, row) as a share of the picture. Shape (n, v, o, 2).
         visible: Shape (n, v, o).
         named_pixel: Of the named object, in the first view. Shape (b, 2).
@@ -32,7 +32,7 @@ class Grounding:
         named_place: From the robot's base [m]. Shape (b, 3).
     """
 
-    colours: Tensor
+    classes: Tensor
     pixels: Tensor
     visible: Tensor
     named_pixel: Tensor
@@ -45,15 +45,15 @@ class TrainingHeads(nn.Module):
 
     Args:
         width: Of the backbone's states.
-        colours: Number of colours.
+        classes: Number of colours times kinds.
         horizon, channels: H, K of the action tensor.
     """
 
-    def __init__(self, width: int, colours: int, horizon: int, channels: int) -> None:
+    def __init__(self, width: int, classes: int, horizon: int, channels: int) -> None:
         super().__init__()
         self.shape = (horizon, channels)
-        self.colours = colours
-        self.tokens = nn.Linear(width, 3 * colours)
+        self.classes = classes
+        self.tokens = nn.Linear(width, 3 * classes)
         self.action = nn.Sequential(
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, horizon * channels)
         )
@@ -77,7 +77,7 @@ def action_loss(heads: TrainingHeads, last: Tensor, actions: Tensor, mask: Tenso
 
 
 def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, grid: tuple[int, int]) -> Tensor:
-    """Per view and colour: which visual token holds the object's centre, or none, and where in it.
+    """Per view and class: which visual token holds the object's centre, or none, and where in it.
 
     Args:
         features: Visual tokens. Shape (n, v, rows * columns, d).
@@ -85,18 +85,20 @@ def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, gri
     """
     rows, columns = grid
     n, views, tokens, _ = features.shape
-    read = heads.tokens(features).view(n, views, tokens, heads.colours, 3)
+    read = heads.tokens(features).view(n, views, tokens, heads.classes, 3)
     scale = grounding.pixels.new_tensor([columns, rows])
     cells = (grounding.pixels * scale).floor().long()
     index = (cells[..., 1].clamp(0, rows - 1) * columns + cells[..., 0].clamp(0, columns - 1)).long()
-    objects = grounding.colours.long()[:, None].expand(n, views, -1)
-    where = torch.full((n, views, heads.colours), tokens, dtype=torch.long, device=features.device)
-    where = where.scatter(2, objects, torch.where(grounding.visible, index, tokens))
+    # One class more, dropped again, takes what is no object.
+    objects = torch.where(grounding.classes < 0, heads.classes, grounding.classes.long())
+    objects = objects[:, None].expand(n, views, -1)
+    where = torch.full((n, views, heads.classes + 1), tokens, dtype=torch.long, device=features.device)
+    where = where.scatter(2, objects, torch.where(grounding.visible, index, tokens))[..., :-1]
     logits = torch.cat((read[..., 0], torch.zeros_like(read[:, :, :1, :, 0])), dim=2)
     presence = F.cross_entropy(logits.transpose(2, 3).flatten(0, 2), where.flatten())
     picture = torch.arange(n, device=features.device)[:, None, None].expand_as(index)
     view = torch.arange(views, device=features.device)[None, :, None].expand_as(index)
-    offset = read[picture, view, index, objects][..., 1:]
+    offset = read[picture, view, index, objects.clamp(max=heads.classes - 1)][..., 1:]
     target = grounding.pixels * scale - cells - 0.5
     seen = grounding.visible
     centre = F.smooth_l1_loss(offset[seen], target[seen], beta=_BETA, reduction="sum") / (

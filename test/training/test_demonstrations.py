@@ -36,8 +36,8 @@ def test_shapes_and_content(data):
     for row in range(SAMPLES):
         for goal in range(3):
             target = arrays["targets"][row, goal]
-            colour = meta.colours[arrays["colours"][row, target]]
-            assert arrays["instructions"][row, goal] == f"reach the {colour} cube"
+            thing = meta.classes[arrays["classes"][row, target]]
+            assert arrays["instructions"][row, goal] == f"reach the {thing}"
 
 
 def test_label_is_the_place_of_the_colour(data):
@@ -46,8 +46,8 @@ def test_label_is_the_place_of_the_colour(data):
     strongest = {"red": 0, "green": 1, "blue": 2}
     hits = trials = 0
     for row in range(SAMPLES):
-        for index, number in enumerate(arrays["colours"][row]):
-            colour = meta.colours[number]
+        for index, number in enumerate(arrays["classes"][row]):
+            colour = meta.classes[number].split()[0]
             if colour not in strongest or not arrays["visible"][row, 0, index]:
                 continue
             column, line = (arrays["pixels"][row, 0, index] * 128).astype(int)
@@ -62,7 +62,7 @@ def test_actions_end_at_the_goal(data):
     meta, arrays = demonstrations.read_all(data / "franka_panda")
     with make_world("franka_panda") as world:
         for row in range(4):
-            world.reset(meta.task, int(arrays["scenes"][row]))
+            world.reset(meta.tasks[0], int(arrays["scenes"][row]))
             joints = dict(zip(meta.joints, arrays["state"][row].tolist(), strict=True))
             for goal in world.goals():
                 label = [str(text) for text in arrays["instructions"][row]].index(goal.instruction)
@@ -146,7 +146,7 @@ def test_damaged_meta(copy):
 def test_other_version(copy):
     content = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(content | {"version": 99}))
-    with pytest.raises(TrainingError, match="version 99, expected 'qwen_vla_ros demonstrations' version 1"):
+    with pytest.raises(TrainingError, match="version 99, expected 'qwen_vla_ros demonstrations' version 2"):
         demonstrations.read_meta(copy)
 
 
