@@ -24,6 +24,7 @@ EXTRAS = {
     ],
     "motion": [
         "ruckig>=0.14",  # jerk-limited set-points
+        "pin>=3.0",  # kinematics of end effectors from a URDF
     ],
     "ros": [
         "opencv-python-headless>=4.8",  # image conversion where cv_bridge is missing
@@ -74,7 +75,7 @@ setup(
     version="0.1.0",
     description="Qwen-VLA policies as ROS 2 nodes: images and joint states in, limited commands out",
     author="qwen_vla_ros maintainers",
-    author_email="maintainers@qwen-vla-ros.org",
+    author_email="maintainers@qwen-vla-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     python_requires=">=3.10",

@@ -238,5 +238,9 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         return 1 if failed or getattr(node, "failed", False) else 0
     finally:
         rclpy.try_shutdown()
-        # What torch leaves is not searched for cycles at the interpreter's end: seconds on a busy machine.
-        gc.freeze()
+        if "torch" in sys.modules:
+            # What torch leaves is not searched for cycles at the interpreter's end: seconds on a busy machine.
+            gc.freeze()
+        else:
+            # Extension modules complain of objects that the interpreter's end does not reach.
+            gc.unfreeze()
