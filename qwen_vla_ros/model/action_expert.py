@@ -115,9 +115,7 @@ class DiTBlock(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(
-            6, dim=-1
-        )
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=-1)
         x = x + gate_a * self.attention(
             torch.addcmul(shift_a, self.norm_attention(x), 1 + scale_a), cos, sin, bias
         )
@@ -198,12 +196,12 @@ class ActionExpert(nn.Module):
         return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, -math.inf)
 
     def embed_timestep(self, tau: Tensor) -> Tensor:
-        """Condition of the AdaLN layers. tau (B,) -> (B, d)."""
+        """Condition of the AdaLN layers. tau (...) -> (..., d)."""
         half = self.config.timestep_dim // 2
         frequencies = torch.exp(
             -math.log(10000.0) * torch.arange(half, device=tau.device, dtype=torch.float) / half
         )
-        angles = self.config.timestep_scale * tau.float()[:, None] * frequencies
+        angles = self.config.timestep_scale * tau.float()[..., None] * frequencies
         embedding = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return F.silu(self.timestep(embedding.to(self.modulation_out.weight.dtype)))
 
@@ -213,15 +211,20 @@ class ActionExpert(nn.Module):
         Args:
             context: From `prepare`.
             noisy: Y_tau. Shape (B, H, K).
-            tau: Shape (B,).
+            tau: One for all rows, shape (B,), or one per row, shape (B, H); VLM tokens then have the last
+                row's.
 
         Returns:
             Shape (B, H, K).
         """
-        condition = self.embed_timestep(tau)
         length = context.tokens.shape[1]
+        if tau.ndim == 1:
+            condition = own = self.embed_timestep(tau)[:, None]
+        else:
+            own = self.embed_timestep(tau)
+            condition = torch.cat((own[:, -1:].expand(-1, length, -1), own), dim=1)
         x = torch.cat((context.tokens, self.action_in(noisy)), dim=1)
         for block in self.blocks:
             x = block(x, condition, context.cos, context.sin, context.bias)
-        shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)
+        shift, scale = self.modulation_out(own).chunk(2, dim=-1)
         return self.action_out(self.norm_out(x[:, length:]) * (1 + scale) + shift)

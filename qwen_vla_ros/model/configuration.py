@@ -75,6 +75,8 @@ class FlowConfig(PreTrainedConfig):
 
     Args:
         num_steps: Euler steps at inference.
+        prefix_rows: Up to this many leading rows were given clean (tau = 0) in training, so that a chunk can
+            continue a plan (training-time action conditioning, arXiv 2512.05964); 0: none were.
         noise_temperature: Scale of the initial noise at inference.
         padding_noise: What the channels and rows beyond an embodiment's own hold. `full`: the same path as
             the rest with Y_0 = 0, so that at tau = 1 nothing tells the model which channels are in use;
@@ -89,6 +91,7 @@ class FlowConfig(PreTrainedConfig):
 
     num_steps: int = 4
     noise_temperature: float | int = 0.6
+    prefix_rows: int = 0
     padding_noise: Literal["full", "zero"] = "full"
     tau_distribution: Literal["beta", "sigmoid_normal"] = "beta"
     tau_beta: list[float | int] | tuple[float | int, float | int] = (1.0, 1.5)
@@ -98,6 +101,8 @@ class FlowConfig(PreTrainedConfig):
         """Raises ValueError where a number is out of range; run by transformers."""
         if self.num_steps < 1:
             raise ValueError(f"num_steps: found {self.num_steps}, expected at least 1")
+        if self.prefix_rows < 0:
+            raise ValueError(f"prefix_rows: found {self.prefix_rows}, expected 0 or more")
         if not 0.0 <= self.noise_temperature < math.inf:
             raise ValueError(f"noise_temperature: found {self.noise_temperature}, expected 0 or more")
         if len(self.tau_beta) != 2 or min(self.tau_beta) <= 0:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,12 +69,44 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return per_channel.sum(dim=1) / active.sum(dim=1).clamp(min=1)
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Rows that a new chunk has to continue, for `euler`.
+
+    Attributes:
+        actions: Y_0 of what is planned, normalised; not read where `weight` is 0. Shape (B, H, K).
+        weight: How far a value is bound to the plan: 1 it is committed, 0 it is free. Shape (B, H, K).
+        committed: Rows that will have been executed when the chunk arrives.
+        clean: The model was trained with clean prefixes (`FlowConfig.prefix_rows`): committed rows are given
+            to it at tau = 0. Else values are bound by guidance, which any flow model allows.
+        guidance: Largest weight of guidance (beta).
+    """
+
+    actions: Tensor
+    weight: Tensor
+    committed: int
+    clean: bool = False
+    guidance: float = 5.0
+
+
+def prefix_weights(committed: int, known: int, horizon: int) -> Tensor:
+    """The soft mask of real-time chunking (Black, Galliker and Levine 2025, equation 5). Shape (horizon,).
+
+    1 for committed rows, then falling to 0 at the end of the `known` ones, which may still change.
+    """
+    row = torch.arange(horizon, dtype=torch.float32)
+    left = ((known - row) / (known - committed + 1)).clamp(0.0, 1.0)
+    soft = left * torch.expm1(left) / math.expm1(1.0)
+    return torch.where(row < committed, 1.0, torch.where(row < known, soft, 0.0))
+
+
 def euler(
     velocity: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     mask: Tensor,
     steps: int,
     config: FlowConfig,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """Integrate dY/dtau = v from tau = 1 to 0 in equal steps.
 
@@ -81,6 +115,7 @@ def euler(
         noise: Y_1. Shape (B, H, K).
         mask: True where an action is. Shape (B, H, K).
         steps: Number of steps, at least 1.
+        prefix: What the chunk has to continue. With a clean one `velocity` takes tau of shape (B, H) too.
 
     Returns:
         Y_0; zero outside the mask. Shape (B, H, K).
@@ -92,5 +127,39 @@ def euler(
         tau = noise.new_full((len(noise),), 1.0 - step * delta)
         # Nothing trains the velocity of the padding; it stays on the path that training shows.
         sample = torch.where(mask, sample, tau[:, None, None] * noise)
-        sample = sample - delta * velocity(apply_padding(sample, mask, config), tau)
+        if prefix is None:
+            flow = velocity(apply_padding(sample, mask, config), tau)
+        elif prefix.clean:
+            held = torch.arange(sample.shape[1], device=sample.device) < prefix.committed
+            sample = torch.where(held[:, None] & mask, prefix.actions, sample)
+            flow = velocity(apply_padding(sample, mask, config), torch.where(held, 0.0, tau[:, None]))
+            flow = torch.where(held[:, None], 0.0, flow)
+        else:
+            flow = _guided(velocity, sample, tau, mask, config, prefix)
+        sample = sample - delta * flow
     return sample * mask.to(sample.dtype)
+
+
+def _guided(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    sample: Tensor,
+    tau: Tensor,
+    mask: Tensor,
+    config: FlowConfig,
+    prefix: Prefix,
+) -> Tensor:
+    """Velocity that also leads the predicted Y_0 to the plan (arXiv 2506.07339, equations 2 to 4).
+
+    The paper's time runs from noise, 0, to actions, 1: its tau is 1 - tau, its velocity -velocity.
+    """
+    with torch.enable_grad():
+        leaf = sample.detach().requires_grad_()
+        flow = velocity(apply_padding(leaf, mask, config), tau)
+        clean = leaf - tau[:, None, None] * flow
+        weight = prefix.weight * mask.to(sample.dtype)
+        error = weight * torch.where(weight > 0, prefix.actions - clean.detach(), 0.0)
+        (pull,) = torch.autograd.grad(clean, leaf, grad_outputs=error)
+    noise, signal = tau, 1.0 - tau
+    spread = noise**2 / (signal**2 + noise**2)
+    strength = (noise / (signal * spread).clamp(min=1e-12)).clamp(max=prefix.guidance)
+    return flow.detach() - strength[:, None, None] * pull

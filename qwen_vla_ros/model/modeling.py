@@ -190,7 +190,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         )
 
     def velocity(self, context: VLMContext, noisy: Tensor, tau: Tensor) -> Tensor:
-        """Velocity Y_1 - Y_0 of a noisy chunk. noisy (B, H, K), tau (B,) -> (B, H, K)."""
+        """Velocity Y_1 - Y_0 of a noisy chunk. noisy (B, H, K), tau (B,) or (B, H) -> (B, H, K)."""
         return self.action_expert(self.action_expert.prepare(context), noisy, tau)
 
     def flow_loss(
@@ -201,6 +201,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         tau: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
     ) -> QwenVLAOutput:
         """Flow-matching loss of normalised chunks.
 
@@ -211,6 +212,8 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             tau: Shape (B,); drawn when missing.
             noise: Shape (B, H, K); drawn when missing.
             generator: For what is drawn.
+            prefix: Leading rows per sample that are given clean and not learned (training-time action
+                conditioning, arXiv 2512.05964); see `FlowConfig.prefix_rows`. Shape (B,).
         """
         flow = self.config.flow
         mask = action_mask.bool()
@@ -219,8 +222,14 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         if tau is None:
             tau = flow_matching.sample_tau(len(clean), flow, generator).to(clean)
-        noisy = flow_matching.apply_padding(flow_matching.interpolate(clean, noise, tau), mask, flow)
-        velocity = self.velocity(context, noisy, tau)
+        noisy = flow_matching.interpolate(clean, noise, tau)
+        rows = tau
+        if prefix is not None:
+            given = torch.arange(clean.shape[1], device=clean.device) < prefix[:, None]
+            noisy = torch.where(given[..., None], clean, noisy)
+            rows = torch.where(given, 0.0, tau[:, None])
+            mask = mask & ~given[..., None]
+        velocity = self.velocity(context, flow_matching.apply_padding(noisy, action_mask.bool(), flow), rows)
         sample_loss = flow_matching.masked_mse(velocity, noise - clean, mask)
         loss = sample_loss.sum() / mask.flatten(1).any(dim=1).sum().clamp(min=1)
         return QwenVLAOutput(loss, sample_loss, velocity, context.hidden, tau)
@@ -255,6 +264,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         temperature: float | None = None,
+        prefix: flow_matching.Prefix | None = None,
     ) -> Tensor:
         """Draw normalised chunks by Euler steps from tau = 1 to 0.
 
@@ -265,6 +275,7 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             generator: For the noise, on its own device.
             noise: Y_1 instead of drawn noise; temperature does not apply. Shape (B, H, K).
             temperature: Scale of the drawn noise; the configuration's without it.
+            prefix: What the chunk has to continue.
 
         Returns:
             float32, zero outside the mask, not clipped. Shape (B, H, K).
@@ -285,4 +296,5 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             action_mask.to(like.device).bool().expand(shape),
             flow.num_steps if steps is None else steps,
             flow,
+            prefix,
         )

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen_vla_ros.policy.interface import Observation, ObservationError, Policy, PolicyError, PolicyInfo
+from qwen_vla_ros.policy.interface import (
+    Continuation,
+    Observation,
+    ObservationError,
+    Policy,
+    PolicyError,
+    PolicyInfo,
+)
 
 
 def load_policy(
@@ -34,4 +41,12 @@ def load_policy(
     return LocalPolicy.load(checkpoint, device, steps=steps, temperature=temperature, threads=threads)
 
 
-__all__ = ["Observation", "ObservationError", "Policy", "PolicyError", "PolicyInfo", "load_policy"]
+__all__ = [
+    "Continuation",
+    "Observation",
+    "ObservationError",
+    "Policy",
+    "PolicyError",
+    "PolicyInfo",
+    "load_policy",
+]

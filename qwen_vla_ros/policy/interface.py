@@ -40,6 +40,22 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What is planned already, which the next chunk has to continue (real-time chunking, arXiv 2506.07339).
+
+    Attributes:
+        rows: The plan as a chunk of the new observation would say it, in the embodiment's units and
+            references; values from row `known` on are not read. Shape (horizon, c).
+        known: Leading rows that are planned.
+        committed: Leading rows that will have been executed when the new chunk arrives; at most `known`.
+    """
+
+    rows: NDArray[np.float64]
+    known: int
+    committed: int
+
+
+@dataclass(frozen=True)
 class PolicyInfo:
     """What a policy is.
 
@@ -86,12 +102,15 @@ class Policy(Protocol):
         """
         ...
 
-    def infer(self, observation: Observation, seed: int | None = None) -> NDArray[np.float32]:
+    def infer(
+        self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
+    ) -> NDArray[np.float32]:
         """Predict a chunk.
 
         Args:
             observation: Images of all required views.
             seed: Makes the result repeatable.
+            plan: What the chunk has to continue; without it the chunk is free.
 
         Returns:
             Normalised actions in [-1, 1]. Shape (horizon, c) of the embodiment.

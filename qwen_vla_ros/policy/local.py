@@ -18,12 +18,14 @@ from qwen_vla_ros.embodiment import (
     Embodiment,
     EmbodimentError,
     Statistics,
+    normalise,
     render_prompt,
     resolve_statistics,
 )
+from qwen_vla_ros.model import flow_matching
 from qwen_vla_ros.model.checkpoint import Checkpoint, load_checkpoint
 from qwen_vla_ros.model.processor import ProcessorError
-from qwen_vla_ros.policy.interface import Observation, ObservationError, PolicyError, PolicyInfo
+from qwen_vla_ros.policy.interface import Continuation, Observation, ObservationError, PolicyError, PolicyInfo
 
 WARM_UP_RUNS = 2
 
@@ -79,7 +81,7 @@ class LocalPolicy:
         # A thread that waits for a busy core holds up the others: leave one for the rest of the robot.
         torch.set_num_threads(max(1, usable_cpus() - 1) if threads is None else threads)
         self._checkpoint = checkpoint
-        self._model = checkpoint.model.eval()
+        self._model = checkpoint.model.eval().requires_grad_(False)
         self._processor = checkpoint.processor
         self._steps, self._temperature = steps, temperature
         self._configured: _Configured | None = None
@@ -174,7 +176,9 @@ class LocalPolicy:
         tensors = self._processor.prompts([(text, views)])
         return {name: tensor.to(self._model.device) for name, tensor in tensors.items()}
 
-    def infer(self, observation: Observation, seed: int | None = None) -> NDArray[np.float32]:
+    def infer(
+        self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
+    ) -> NDArray[np.float32]:
         configured = self._ready()
         embodiment = configured.embodiment
         cameras = [camera for camera in embodiment.cameras if camera.view in observation.images]
@@ -202,7 +206,9 @@ class LocalPolicy:
             generator.seed()
         else:
             generator.manual_seed(seed)
-        with torch.inference_mode():
+        prefix = None if plan is None or plan.known < 1 else self._prefix(plan, configured)
+        # Guidance needs gradients, which inference mode rules out.
+        with torch.inference_mode() if prefix is None else torch.no_grad():
             context = self._model.encode(
                 tokens["input_ids"],
                 tokens["attention_mask"],
@@ -211,9 +217,43 @@ class LocalPolicy:
                 position_ids=tokens["position_ids"],
             )
             sample = self._model.sample(
-                context, configured.mask, self._steps, generator, temperature=self._temperature
+                context,
+                configured.mask,
+                self._steps,
+                generator,
+                temperature=self._temperature,
+                prefix=prefix,
             )
         return self._check(sample, embodiment)
+
+    def _prefix(self, plan: Continuation, configured: _Configured) -> flow_matching.Prefix:
+        body, flow = configured.embodiment, self._model.config.flow
+        rows = np.asarray(plan.rows, dtype=np.float64)
+        expected = (body.horizon, body.layout.count)
+        if rows.shape != expected or not 0 <= plan.committed <= plan.known <= len(rows):
+            raise PolicyError(
+                f"plan: found rows of shape {rows.shape}, {plan.committed} of {plan.known} rows committed, "
+                f"expected shape {expected} and committed <= known <= horizon"
+            )
+        if not np.isfinite(rows[: plan.known]).all():
+            raise PolicyError("plan: a planned row is not finite")
+        actions = torch.zeros(configured.mask.shape)
+        rows = np.where(np.arange(len(rows))[:, None] < plan.known, rows, 0.0)
+        values = torch.from_numpy(normalise(rows, configured.statistics))
+        actions[0, : body.horizon, : body.layout.count] = values
+        weight = flow_matching.prefix_weights(plan.committed, plan.known, actions.shape[1])[:, None]
+        weight = weight.repeat(1, actions.shape[2])
+        for group in body.actions:
+            if group.kind == "gripper":
+                # Open or closed, there is nothing in between to lean to.
+                weight[plan.committed :, body.layout.slice_of(group.name)] = 0.0
+        device = self._model.device
+        return flow_matching.Prefix(
+            actions.to(device),
+            weight[None].to(device),
+            plan.committed,
+            clean=plan.committed <= flow.prefix_rows and flow.prefix_rows > 0,
+        )
 
     def _check(self, sample: torch.Tensor, embodiment: Embodiment) -> NDArray[np.float32]:
         expert = self._model.config.action_expert

@@ -20,7 +20,7 @@ from qwen_vla_ros.embodiment import (
     render_prompt,
 )
 from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
-from qwen_vla_ros.policy import Observation, ObservationError, PolicyError, load_policy
+from qwen_vla_ros.policy import Continuation, Observation, ObservationError, PolicyError, load_policy
 from qwen_vla_ros.policy.local import LocalPolicy
 
 
@@ -227,3 +227,29 @@ def test_the_package_needs_no_torch_until_a_checkpoint_is_loaded() -> None:
 
     code = "import sys, qwen_vla_ros.policy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plan_leads_the_chunk_and_grippers_only_where_it_is_committed(policy: LocalPolicy, panda) -> None:
+    free, other = (policy.infer(observe(panda), seed=seed) for seed in (1, 2))
+    low, high = policy.statistics.q01, policy.statistics.q99
+    rows = (other + 1) / 2 * (high - low) + low
+    rows[12:] = np.nan
+    plan = Continuation(rows, known=12, committed=4)
+    led = policy.infer(observe(panda), seed=1, plan=plan)
+    assert np.abs(led - other)[:4].mean() < 0.7 * np.abs(free - other)[:4].mean()
+    prefix = policy._prefix(plan, policy._ready())
+    assert (prefix.weight[0, :4, :8] == 1).all()
+    assert (prefix.weight[0, 4:12, :7] > 0).all()
+    assert not prefix.weight[0, 4:, 7].any()
+    assert np.array_equal(policy.infer(observe(panda), seed=1), free), "a plan outlives its call"
+
+
+def test_a_malformed_plan_is_refused(policy: LocalPolicy, panda) -> None:
+    rows = np.zeros((panda.horizon, panda.layout.count))
+    for plan, text in (
+        (Continuation(rows[:, 1:], 8, 2), "shape"),
+        (Continuation(rows, 2, 8), "8 of 2 rows committed"),
+        (Continuation(np.full_like(rows, np.nan), 8, 2), "not finite"),
+    ):
+        with pytest.raises(PolicyError, match=text):
+            policy.infer(observe(panda), seed=1, plan=plan)
