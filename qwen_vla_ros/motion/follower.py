@@ -11,15 +11,19 @@ import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment
 
-from .base import History
+from .base import History, wrap
 from .groups import BaseCommand, Command, JointCommand, JointGroup, TipGroup, UnsupportedGroup, make_groups
 from .guard import BaseGuard, JointGuard
+from .homing import Passage
 from .kinematics import Kinematics
 from .stop import MotionError
 from .timeline import ChunkRefused, Timeline
 
 # Set-points are looked at this far ahead: it smooths what a model says, and lags nothing [s].
 LOOK_AHEAD = 0.05
+
+# At home, a joint is this near [its unit].
+HOME_TOLERANCE = 1e-3
 
 # No action is larger than this, in any unit; arithmetic stays far from overflow.
 LARGEST = 1e6
@@ -67,7 +71,7 @@ class Follower:
         self.embodiment = embodiment
         self.period = 1.0 / embodiment.command_rate
         self._look_ahead = max(LOOK_AHEAD, 3 * self.period)
-        self._groups = make_groups(embodiment, self.period, self._look_ahead, dict(kinematics or {}))
+        self._groups = make_groups(embodiment, self.period, self._look_ahead, kinematics or {})
         self._guards: list[JointGuard | BaseGuard] = []
         self._part: list[slice] = []  # columns in a chunk
         self._inner: list[slice] = []  # channels of the timeline
@@ -181,6 +185,62 @@ class Follower:
         for group, part, inner in zip(self._groups, self._part, self._inner, strict=True):
             rows[:, inner], origin[inner] = group.resolve(data[:, part], origin[inner], here[inner])
         return self.timeline.offer(rows, origin, stamp, step, now, sequence)
+
+    def start_home(self, now: float, share: float) -> float:
+        """Begin to go to the home posture from where the robot is measured; bases stay.
+
+        Args:
+            share: of the limits of the joints that is used, in (0, 1].
+
+        Returns:
+            How long it will take, if no bound of a tip is in the way [s].
+
+        Raises:
+            ValueError: joints have not been measured.
+        """
+        self.start(now)
+        joints, _ = self._states(now)
+        self._passages: dict[str, Passage] = {}
+        for group, used in zip(self._groups, self._used, strict=True):
+            if isinstance(group, JointGroup | TipGroup):
+                home = [
+                    self.embodiment.home.get(name, value)
+                    for name, value in zip(group.joints, joints[used], strict=True)
+                ]
+                here, there = group.inside(joints[used]), group.inside(np.array(home))
+                way = np.clip(there, group.limits.lower, group.limits.upper) - here
+                way = np.where(group.continuous, wrap(way), way)
+                self._passages[group.name] = Passage(here, here + way, group.limits, share)
+        duration = max((passage.duration for passage in self._passages.values()), default=0.0)
+        for passage in self._passages.values():
+            passage.duration = duration
+        self._home_began = now
+        return duration
+
+    def step_home(self, now: float) -> list[Command]:
+        """Commands for the next period on the way home; `homed` tells when it is over.
+
+        Raises:
+            MotionError: no motion within the limits could be computed.
+        """
+        time = now - self._home_began + self._look_ahead
+        commands: list[Command] = []
+        for group in self._groups:
+            if isinstance(group, JointGroup | TipGroup):
+                commands.append(group.lead(*self._passages[group.name].sample(time)))
+            else:
+                commands.append(group.brake())
+        return self._checked(commands)
+
+    @property
+    def homed(self) -> bool:
+        """The way that `start_home` began is over: all joints rest at its end."""
+        return all(
+            group.resting
+            and np.abs(group.commanded - self._passages[group.name].target).max() < HOME_TOLERANCE
+            for group in self._groups
+            if isinstance(group, JointGroup | TipGroup)
+        )
 
     def plan(self, stamp: float) -> Plan:
         """What is planned from `stamp` on, for a policy that continues it.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,14 @@ class JointGroup:
         return np.diff(np.vstack([origin, rows]), axis=0)
 
     def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
+        return self.lead(position, velocity)
+
+    def inside(self, joints: np.ndarray) -> np.ndarray:
+        """Joints in the unit of the limits. Shape (n,)."""
+        return self.observe(joints, None)
+
+    def lead(self, position: np.ndarray, velocity: np.ndarray) -> JointCommand:
+        """Follow a path of the joints, given in the unit of the limits. Shapes (n,)."""
         return self._command(self._tracker.step(position, velocity))
 
     def brake(self) -> JointCommand:
@@ -170,10 +178,17 @@ class TipGroup:
     quaternions = (3,)
     held = np.zeros(7, dtype=bool)
 
-    def __init__(self, group: Any, kinematics: Kinematics, home: Any, period: float, look_ahead: float):
+    def __init__(
+        self, group: Any, kinematics: Kinematics | None, home: Any, period: float, look_ahead: float
+    ):
+        if group.ik is None:
+            raise UnsupportedGroup(
+                f"group {group.name}: kind {group.kind} needs `ik`: the joints that move {group.tip}, their "
+                "limits and a URDF"
+            )
         self.name, self.joints = group.name, group.ik.joints
         self.continuous = np.zeros(len(self.joints), dtype=bool)
-        self.kinematics = kinematics
+        self.kinematics = kinematics or _kinematics_of(group)
         self.limits = joint_limits(group.ik.limits, self.continuous)
         self._rotation, self._reference = group.rotation, group.reference
         # Written in the axes of the tip itself, or in those of a frame that does not move.
@@ -253,12 +268,28 @@ class TipGroup:
         self._lead = approach(self.kinematics, *goal, lead, self.limits, reach, self._rest)
         self._tracker.step(self._lead, (self._lead - lead) / self._period)
         if not self._safe(before):
-            # Left of what the tracker promised, nothing is lost: from `before` the brake is safe.
-            self._tracker.state = before
-            self._clamps += 1
-            return self.brake()
+            return self._brake_from(before)
         self._at = self.kinematics.pose(self._lead)
         return self._command()
+
+    def inside(self, joints: np.ndarray) -> np.ndarray:
+        """Joints in the unit of the limits. Shape (n,)."""
+        return joints
+
+    def lead(self, position: np.ndarray, velocity: np.ndarray) -> JointCommand:
+        """Follow a path of the joints as far as the bounds of the tip allow. Shapes (n,)."""
+        before = self._tracker.state
+        self._lead = self._tracker.step(position, velocity).position
+        if not self._safe(before):
+            return self._brake_from(before)
+        self._at = self.kinematics.pose(self._lead)
+        return self._command()
+
+    def _brake_from(self, before: AxisState) -> JointCommand:
+        # Left of what the tracker promised, nothing is lost: from `before` the brake is safe.
+        self._tracker.state = before
+        self._clamps += 1
+        return self.brake()
 
     def brake(self) -> JointCommand:
         self._lead = self._tracker.brake().position
@@ -433,7 +464,7 @@ def joint_limits(limits: Any, continuous: np.ndarray) -> Limits:
 
 
 def make_groups(
-    embodiment: Embodiment, period: float, look_ahead: float, kinematics: dict[str, Kinematics]
+    embodiment: Embodiment, period: float, look_ahead: float, kinematics: Mapping[str, Kinematics]
 ) -> Sequence[AnyGroup]:
     """Drivers of all action groups.
 
@@ -452,17 +483,11 @@ def make_groups(
         elif group.kind == "base_velocity":
             groups.append(BaseVelocityGroup(group, period))
         else:
-            chain = kinematics.get(group.name) or _kinematics_of(group)
-            groups.append(TipGroup(group, chain, embodiment.home, period, look_ahead))
+            groups.append(TipGroup(group, kinematics.get(group.name), embodiment.home, period, look_ahead))
     return groups
 
 
 def _kinematics_of(group: Any) -> Kinematics:
-    if group.ik is None:
-        raise UnsupportedGroup(
-            f"group {group.name}: kind {group.kind} needs `ik`: the joints that move {group.tip}, their "
-            "limits and a URDF"
-        )
     if group.ik.urdf is None:
         raise UnsupportedGroup(f"group {group.name}: ik.urdf is missing, and no kinematics were handed in")
     base = None if group.frame == group.tip else group.frame

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going home within limits, from anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.motion.follower import Follower, JointCommand
+from qwen_vla_ros.motion.homing import Passage
+from qwen_vla_ros.motion.stop import Limits
+
+LIMITS = Limits([-3.0, -3.0], [3.0, 3.0], [1.0, 2.0], [4.0, 5.0], [30.0, 20.0])
+
+
+@given(
+    way=st.lists(st.floats(-3.0, 3.0), min_size=2, max_size=2),
+    share=st.floats(0.05, 1.0),
+)
+def test_a_passage_uses_no_more_than_its_share_of_the_limits(way: list[float], share: float) -> None:
+    passage = Passage([0.0, 0.0], way, LIMITS, share)
+    times = np.linspace(0.0, passage.duration, 2001)
+    step = times[1] - times[0]
+    positions = np.array([passage.sample(time)[0] for time in times])
+    assert positions[-1] == pytest.approx(way)
+    if passage.duration < 1e-3:
+        return
+    bounds = LIMITS.velocity, LIMITS.acceleration, LIMITS.jerk
+    for order, bound in enumerate(bounds, start=1):
+        quotient = np.abs(np.diff(positions, n=order, axis=0)) / step**order
+        assert (quotient <= share * bound * 1.01 + 1e-12 / step**order).all()
+
+
+@pytest.mark.parametrize(("body", "seed"), [("franka_panda", 1), ("unitree_g1", 2)])
+def test_home_is_reached_at_rest(body: str, seed: int) -> None:
+    embodiment = load_embodiment(body)
+    follower = Follower(embodiment)
+    low, high = np.concatenate([group.limits.position for group in embodiment.actions]).T
+    start = np.random.default_rng(seed).uniform(low, high)
+    follower.joints.add(0.0, start)
+    duration = follower.start_home(0.0, 1.0)
+    now = 0.0
+    while not (now > 0 and follower.homed):
+        commands = follower.step_home(now)  # guarded: raises when a limit is broken
+        now += follower.period
+        assert now < duration + 1.0
+    position = np.concatenate([c.position for c in commands if isinstance(c, JointCommand)])
+    home = [embodiment.home.get(name, value) for name, value in zip(embodiment.joints, start, strict=True)]
+    assert np.abs(position - home).max() < 2e-3
+    assert now > duration - 0.1
+
+
+def test_a_base_stays() -> None:
+    follower = Follower(load_embodiment("tiago_base"))
+    follower.pose.add(0.0, [0.0, 0.0, 0.0])
+    follower.start_home(0.0, 0.5)
+    for command in follower.step_home(0.01):
+        assert (command.velocity == 0.0).all()
+    assert follower.homed
