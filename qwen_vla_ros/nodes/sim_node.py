@@ -23,7 +23,7 @@ from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
-from std_msgs.msg import Float64MultiArray, Header
+from std_msgs.msg import Float64MultiArray, Header, String
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_ros.embodiment import load_embodiment
@@ -36,6 +36,8 @@ from qwen_vla_ros.sim.controllers import (
     JointTrajectoryController,
     TrajectoryPoint,
 )
+from qwen_vla_ros.sim.description import urdf_of
+from qwen_vla_ros.sim.phrases import find_goal
 from qwen_vla_ros.sim.rendering import Pictures
 from qwen_vla_ros.sim.state_log import StateRecorder
 from qwen_vla_ros.srv import ResetWorld
@@ -125,9 +127,10 @@ class SimNode(Node):
             0.01,
             1.0,
         )
+        declare(self, "setting", "easy", "easy or full: how much changes from scene to scene")
         declare(self, "record", "", "Folder for the states of every episode; empty for none")
         self.embodiment = load_embodiment(self.get_parameter("embodiment").value)
-        self._world = make_world(self.embodiment)
+        self._world = make_world(self.embodiment, self.get_parameter("setting").value)
         self.ending = threading.Event()
         self.failed = False
         self._mail: deque[tuple[str, Any]] = deque()
@@ -150,6 +153,8 @@ class SimNode(Node):
             for topic in self.embodiment.state.joint_states or ("joint_states",)
         ]
         self._status = self.create_publisher(WorldStatus, "world_status", qos.RELIABLE)
+        self._description = self.create_publisher(String, "robot_description", qos.LATCHED)
+        self._description.publish(String(data=urdf_of(self._world.model, body)))
         self._odometry = None
         if body.base is not None:
             topic = self.embodiment.state.odometry or "odom"
@@ -281,13 +286,14 @@ class SimNode(Node):
             episode = self._world.reset(task, request.seed)
             instruction = episode.instruction
             if request.instruction:
-                goals = {goal.instruction: goal for goal in self._world.goals()}
-                if request.instruction not in goals:
+                goals = self._world.goals()
+                goal = find_goal(goals, request.instruction)
+                if goal is None:
                     raise SimulationError(
                         f"instruction {request.instruction!r} is not of the scene of seed {request.seed}, "
-                        f"expected one of: {'; '.join(goals)}"
+                        f"expected one of: {'; '.join(each.instruction for each in goals)}"
                     )
-                self._world.goal = goals[request.instruction]
+                self._world.goal = goal
                 instruction = request.instruction
         self._episode, self._seed, self._began = episode, request.seed, self._world.time
         self._instruction = instruction

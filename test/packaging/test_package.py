@@ -82,6 +82,7 @@ def test_installed_nodes_are_found(ros_environment):
         "executor",
         "policy",
         "sim",
+        "visualizer",
     }
 
 
