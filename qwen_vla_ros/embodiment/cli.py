@@ -22,6 +22,7 @@ from qwen_vla_ros.embodiment import (
     render_prompt,
 )
 from qwen_vla_ros.embodiment.checkup import Subject, examine
+from qwen_vla_ros.embodiment.registry import parse_content
 from qwen_vla_ros.embodiment.reports import Source, fault_record
 from qwen_vla_ros.embodiment.schema import JointGroup, json_schema
 from qwen_vla_ros.embodiment.urdf import UrdfError, read_urdf
@@ -128,6 +129,101 @@ def validate(
         _print_json(reports)
     if not all(report["valid"] for report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    urdf: Annotated[Path, typer.Option(help="URDF of the robot.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name of the embodiment; the URDF's by default. Written to NAME.yaml."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where NAME.yaml is written.")] = Path(),
+    tag: Annotated[str | None, typer.Option(help="Name of the robot in the prompt.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Rate of the model's actions [Hz].")] = None,
+    controller: Annotated[
+        str | None, typer.Option(help="joint_trajectory, forward_command or joint_state.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="none, diff_drive or omni_drive.")] = None,
+    view: Annotated[
+        list[str] | None, typer.Option(help="A camera as VIEW=TOPIC; repeat it for more.")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Joint, or pattern such as '*_hip_*', that is not moved; repeatable."),
+    ] = None,
+    ask: Annotated[
+        bool | None,
+        typer.Option("--ask/--no-ask", help="Ask for what is not given; by default on a terminal."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented embodiment file from a URDF."""
+    from qwen_vla_ros.embodiment import skeleton
+
+    try:
+        description = read_urdf(urdf)
+    except UrdfError as error:
+        _fail(str(error))
+    parts = skeleton.guess_parts(description, leave_out or ())
+    asks = sys.stdin.isatty() if ask is None else ask
+
+    def answer(given: Any, question: str, default: Any) -> Any:
+        if given is not None or not asks:
+            return default if given is None else given
+        return typer.prompt(question, default=default)
+
+    for part in parts.groups:
+        typer.echo(f"{part.name} ({part.kind}): {', '.join(joint.name for joint in part.joints)}")
+    if parts.left_out:
+        typer.echo(f"left out: {', '.join(parts.left_out)}")
+    chosen = str(answer(name, "Name of the embodiment", skeleton.identifier(description.name)))
+    if chosen != skeleton.identifier(chosen):
+        expected = f"lower-case letters, digits and '_', such as {skeleton.identifier(chosen)!r}"
+        _fail(f"name: found {chosen!r}, expected {expected}")
+    file = folder / f"{chosen}.yaml"
+    if file.exists() and not force:
+        _fail(f"{file} exists; choose another name, or --force to replace it")
+    plan = skeleton.Plan(
+        name=chosen,
+        tag=str(answer(tag, "Name of the robot in the prompt", description.name)),
+        control_rate=float(answer(rate, "Rate of the model's actions [Hz]", 10.0)),
+        controller=_one_of(
+            "controller",
+            answer(controller, "Controller of the arms", "joint_trajectory"),
+            skeleton.CONTROLLERS,
+        ),
+        base=_one_of("base", answer(base, "Base", "diff_drive" if parts.wheels else "none"), skeleton.BASES),
+        views=tuple(
+            skeleton.View(*_view(text))
+            for text in view or [str(answer(None, "First camera, as VIEW=TOPIC", "ego=camera/ego/image_raw"))]
+        ),
+    )
+    try:
+        text = skeleton.skeleton(description, parts, plan)
+        body = parse_content(text.encode(), file)
+    except (EmbodimentError, ValueError) as error:
+        _fail(str(error))
+    file.write_text(text, encoding="utf-8")
+    for line in Source(file).finding_lines(examine(Subject(body, urdf=description))):
+        typer.echo(line)
+    checks = text.count("CHECK") - 1
+    typer.echo(
+        f"{file}: valid ({body.layout.count} channels); {checks} lines marked CHECK are yours to look at"
+    )
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        _fail(f"{option}: found {value!r}, expected {' or '.join(choices)}")
+    return value
+
+
+def _view(text: str) -> tuple[str, str]:
+    name, _, topic = text.partition("=")
+    if not name or not topic:
+        _fail(f"view: found {text!r}, expected VIEW=TOPIC, such as ego=camera/ego/image_raw")
+    return name, topic
 
 
 @app.command()

@@ -21,20 +21,32 @@ MAX_DEPTH = 32
 Path = tuple[Any, ...]
 
 
-class _CoreLoader(yaml.SafeLoader):
+# Nesting cannot be deeper than there are characters that open something.
+_OPENERS = re.compile(r"[\[{:?-]")
+# libyaml recurses on the stack of C, where too much is a crash instead of an error.
+_MAX_OPENERS_FOR_C = 3_000
+
+
+class _PythonLoader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: `1e-3` is a number, `on` and `12:30` are text."""
 
 
-_CoreLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
-    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
-    ("null", r"^(?:~|null|Null|NULL|)$", "~nN"),
-    ("null", r"^$", [""]),
-):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+# libyaml is ten times as fast, and not everywhere.
+class _CLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """As `_PythonLoader`."""
+
+
+for _loader in (_PythonLoader, _CLoader):
+    _loader.yaml_implicit_resolvers = {}
+    for _tag, _pattern, _first in (
+        ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+        ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+        ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+        ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+        ("null", r"^(?:~|null|Null|NULL|)$", "~nN"),
+        ("null", r"^$", [""]),
+    ):
+        _loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 @dataclass
@@ -71,7 +83,8 @@ def parse_document(content: bytes) -> Document:
         line = content.count(b"\n", 0, error.start) + 1
         return _refuse(document, f"the byte 0x{content[error.start]:02X}", "UTF-8 text", line)
     try:
-        node = yaml.compose(text, Loader=_CoreLoader)
+        loader = _CLoader if len(_OPENERS.findall(text)) <= _MAX_OPENERS_FOR_C else _PythonLoader
+        node = yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(part for part in (error.context, error.problem) if part)

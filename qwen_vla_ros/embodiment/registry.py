@@ -76,6 +76,18 @@ def _load_file(path: Path) -> Embodiment:
         raise EmbodimentError(
             path, [Fault((), f"no readable file ({reason})", "an embodiment YAML")]
         ) from error
+    return parse_content(content, path)
+
+
+def parse_content(content: bytes, path: Path) -> Embodiment:
+    """An embodiment from the content of a file.
+
+    Args:
+        path: where it lies, or will lie: its name is that of the embodiment.
+
+    Raises:
+        EmbodimentError: with every fault, its line and its field.
+    """
     document = parse_document(content)
     faults = list(document.faults)
     embodiment = None

@@ -217,7 +217,7 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
         ],
         "each joint in one topic",
     )
-    if names and set(names) == set(_list(state.get("joint_states"))):
+    if names and all(isinstance(topic, str) and topic in names for topic in _list(state.get("joint_states"))):
         known = {name for value in names.values() for name in _list(value) if isinstance(name, str)}
         for path, group in groups:
             for k, joint in enumerate(_list(group.get("joints"))):

@@ -72,7 +72,7 @@ PerJointSpan = PerJointRange
 class Record(BaseModel):
     """Base of all parts: unknown keys are faults, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Prompt(Record):

@@ -18,6 +18,15 @@ TEXTS = {
     name: (resources.embodiments_directory() / f"{name}.yaml").read_text() for name in list_embodiments()
 }
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+PARSED = {name: yaml.load(text, Loader=LOADER) for name, text in TEXTS.items()}
+
+
+def dump(values):
+    return yaml.dump(values, Dumper=DUMPER, allow_unicode=True)
+
+
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -39,7 +48,7 @@ VALUES = st.recursive(
 
 
 # Files are small, and the machine may be busy.
-RUNS = settings(max_examples=150, deadline=None)
+RUNS = settings(max_examples=100, deadline=None)
 
 
 def paths(value, path=()):
@@ -80,7 +89,7 @@ def folder(tmp_path_factory):
 @given(data=st.data())
 def test_values(folder, data):
     name = data.draw(st.sampled_from(sorted(TEXTS)))
-    values = yaml.safe_load(TEXTS[name])
+    values = copy.deepcopy(PARSED[name])
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from(list(paths(values))[1:]))
         parent = values
@@ -98,7 +107,7 @@ def test_values(folder, data):
         if len(list(paths(values))) < 2:
             break
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    path.write_text(dump(values), encoding="utf-8")
     load_and_use(path)
 
 
@@ -119,5 +128,5 @@ def test_bytes(folder, data):
 @given(value=VALUES)
 def test_anything(folder, value):
     path = folder / "anything.yaml"
-    path.write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
+    path.write_text(dump(value), encoding="utf-8")
     load_and_use(path)

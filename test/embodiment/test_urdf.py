@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading URDF files, and making an embodiment from one."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_vla_ros import resources
+from qwen_vla_ros.embodiment import load_embodiment, render_prompt
+from qwen_vla_ros.embodiment.checkup import Subject, examine
+from qwen_vla_ros.embodiment.skeleton import Plan, View, guess_parts, identifier, skeleton
+from qwen_vla_ros.embodiment.urdf import UrdfError, read_urdf
+
+WIDOWX = resources.embodiments_directory() / "kinematics" / "widowx_250s.urdf"
+
+
+def joint(name, kind, parent, child, limit='<limit lower="-1" upper="1" velocity="2" effort="1"/>', more=""):
+    ends = f'<parent link="{parent}"/><child link="{child}"/>'
+    return f'<joint name="{name}" type="{kind}">{ends}{limit}{more}</joint>'
+
+
+def robot(*joints, links=()):
+    named = [text.split('"')[0] for whole in joints for text in whole.split('link="')[1:]]
+    declared = "".join(f'<link name="{name}"/>' for name in dict.fromkeys([*links, *named]))
+    return f'<robot name="r">{declared}{"".join(joints)}</robot>'
+
+
+def write(tmp_path, text):
+    path = tmp_path / "robot.urdf"
+    path.write_text(text)
+    return path
+
+
+def test_joints_links_and_chain():
+    urdf = read_urdf(WIDOWX)
+    names = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
+    assert [j.name for j in urdf.joints.values() if j.moves] == names
+    tip = urdf.joints["wrist_rotate"].child
+    assert [j.name for j in urdf.chain_to(tip) if j.moves] == names
+    assert urdf.chain_to(urdf.root) == ()
+    shoulder = urdf.joints["shoulder"]
+    assert (shoulder.unit, shoulder.mimic) == ("rad", None)
+    assert shoulder.lower < 0 < shoulder.upper
+    assert shoulder.velocity > 0
+
+
+def test_what_limits_mean(tmp_path):
+    urdf = read_urdf(
+        write(
+            tmp_path,
+            robot(
+                joint("a", "revolute", "l0", "l1", '<limit upper="2" velocity="0" effort="1"/>'),
+                joint("b", "continuous", "l1", "l2", ""),
+                joint("c", "prismatic", "l2", "l3", '<limit lower="0" upper="0" effort="1"/>'),
+                joint("d", "revolute", "l3", "l4", more='<mimic joint="a"/>'),
+                joint("e", "fixed", "l4", "l5", ""),
+                '<transmission name="t"><joint name="a"><hardwareInterface/></joint></transmission>',
+            ),
+        )
+    )
+    a, b, c, d, e = urdf.joints.values()
+    assert (a.lower, a.upper, a.velocity) == (0.0, 2.0, None)
+    assert (b.lower, b.unit, b.moves) == (None, "rad", True)
+    assert (c.lower, c.upper, c.unit) == (None, None, "m")
+    assert (d.moves, e.moves, e.unit) == (False, False, None)
+
+
+BAD = {
+    "not XML": ("<robot", "not XML"),
+    "MJCF": ("<mujoco/>", "an MJCF model"),
+    "xacro": (
+        '<robot xmlns:xacro="http://www.ros.org/wiki/xacro"><xacro:include filename="a"/></robot>',
+        "xacro robot.urdf >",
+    ),
+    "entity": ('<!DOCTYPE r [<!ENTITY a "a">]><robot/>', "entities"),
+    "no links": ("<robot/>", "0 root links"),
+    "two roots": (robot(joint("a", "fixed", "l0", "l1"), links=("l2",)), "2 root links"),
+    "unknown link": (
+        '<robot><link name="l0"/>' + joint("a", "fixed", "l0", "l1") + "</robot>",
+        "no link 'l1'",
+    ),
+    "two parents": (robot(joint("a", "fixed", "l0", "l2"), joint("b", "fixed", "l1", "l2")), "two parents"),
+    "loop": (robot(joint("a", "fixed", "l0", "l1"), joint("b", "fixed", "l1", "l0")), "0 root links"),
+    "twice": (robot(joint("a", "fixed", "l0", "l1"), joint("a", "fixed", "l1", "l2")), "a second time"),
+    "type": (robot(joint("a", "hinge", "l0", "l1")), "'hinge'"),
+    "no parent": (
+        '<robot><link name="l0"/><joint name="a" type="fixed"/></robot>',
+        "expected a name, parent",
+    ),
+    "no number": (
+        robot(joint("a", "revolute", "l0", "l1", '<limit lower="low" upper="1"/>')),
+        "lower: found 'low'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD))
+def test_bad_files_are_refused(tmp_path, case):
+    text, message = BAD[case]
+    with pytest.raises(UrdfError) as caught:
+        read_urdf(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "robot.urdf" in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UrdfError, match="cannot be read"):
+        read_urdf(tmp_path / "robot.urdf")
+
+
+def made(tmp_path, urdf, parts, **plan):
+    path = tmp_path / "made.yaml"
+    path.write_text(skeleton(urdf, parts, Plan("made", **{"tag": "Made", **plan})))
+    return load_embodiment(path)
+
+
+HUMANOID = robot(
+    joint("torso_yaw", "revolute", "base_link", "torso"),
+    *(
+        text
+        for side, short in (("left", "l"), ("right", "r"))
+        for text in (
+            joint(f"{side}_shoulder", "revolute", "torso", f"{short}1"),
+            joint(
+                f"{side}_elbow",
+                "revolute",
+                f"{short}1",
+                f"{short}2",
+                '<limit lower="0.1" upper="2.1234567"/>',
+            ),
+            joint(f"{side}_wrist", "continuous", f"{short}2", f"{short}3", ""),
+            *(joint(f"{side}_{f}_finger", "revolute", f"{short}3", f"{short}_{f}") for f in "abc"),
+            joint(
+                f"{side}_d_finger",
+                "revolute",
+                f"{short}3",
+                f"{short}_d",
+                more='<mimic joint="left_a_finger"/>',
+            ),
+            joint(f"{side}_hip", "revolute", "base_link", f"{short}_leg"),
+        )
+    ),
+    joint("neck", "revolute", "torso", "head"),
+    joint("front_wheel", "continuous", "base_link", "wheel"),
+)
+
+
+def test_parts_of_a_humanoid_on_wheels(tmp_path):
+    urdf = read_urdf(write(tmp_path, HUMANOID))
+    parts = guess_parts(urdf)
+    found = {part.name: (part.kind, [j.name for j in part.joints]) for part in parts.groups}
+    assert found == {
+        "left_arm": ("joint_position", ["left_shoulder", "left_elbow", "left_wrist"]),
+        "right_arm": ("joint_position", ["right_shoulder", "right_elbow", "right_wrist"]),
+        "torso": ("joint_position", ["torso_yaw"]),
+        "left_hand": ("hand", ["left_a_finger", "left_b_finger", "left_c_finger"]),
+        "right_hand": ("hand", ["right_a_finger", "right_b_finger", "right_c_finger"]),
+    }
+    assert parts.wheels == ("front_wheel",)
+    assert set(parts.left_out) == {"left_hip", "right_hip", "neck"}
+    body = made(tmp_path, urdf, parts, base="omni_drive")
+    assert examine(Subject(body, urdf=urdf)) == []
+    assert "with dual arms, waist, and mobile base." in render_prompt(body, "go").text
+    assert body.layout.names[-3:] == ("base/vx", "base/vy", "base/wz")
+    assert body.home["left_elbow"] == 0.1
+    assert body.actions[0].limits.position[1].tolist() == [0.1, 2.12345]
+    assert body.actions[0].continuous == ("left_wrist",)
+    text = (tmp_path / "made.yaml").read_text()
+    for name in parts.left_out:
+        assert name in text
+
+
+def test_an_arm_with_a_gripper_of_two_fingers(tmp_path):
+    urdf = read_urdf(
+        write(
+            tmp_path,
+            robot(
+                joint("lift", "prismatic", "base", "l1", '<limit lower="0" upper="0.5" velocity="1"/>'),
+                joint("turn", "revolute", "l1", "l2", ""),
+                joint("finger_1", "prismatic", "l2", "f1", '<limit lower="0" upper="0.05" velocity="0.1"/>'),
+                joint("finger_2", "prismatic", "l2", "f2", '<limit lower="0" upper="0.05" velocity="0.1"/>'),
+            ),
+        )
+    )
+    parts = guess_parts(urdf)
+    body = made(tmp_path, urdf, parts, views=(View("ego", "a"), View("cam_wrist", "b")))
+    assert examine(Subject(body, urdf=urdf)) == []
+    assert [group.kind for group in body.actions] == ["joint_position", "gripper"]
+    assert body.actions[0].units == ("m", "rad")
+    assert body.actions[0].limits.velocity.tolist() == [0.25, 1.0]
+    assert parts.left_out == ("finger_2",)
+    assert "CHECK: the URDF has no position of turn" in (tmp_path / "made.yaml").read_text()
+
+
+def test_a_base_alone(tmp_path):
+    urdf = read_urdf(write(tmp_path, robot(joint("left_wheel", "continuous", "base_link", "w", ""))))
+    parts = guess_parts(urdf)
+    with pytest.raises(ValueError, match="no joint"):
+        skeleton(urdf, parts, Plan("made", "Made"))
+    body = made(tmp_path, urdf, parts, base="diff_drive")
+    assert [group.kind for group in body.actions] == ["base_velocity"]
+
+
+def test_text_that_yaml_would_misread(tmp_path):
+    urdf = read_urdf(WIDOWX)
+    for tag in ("Robot: 'one' # two", "true", "12", 'a "b"'):
+        assert made(tmp_path, urdf, guess_parts(urdf), tag=tag).prompt.robot_tag == tag
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("WidowX 250-S", "widowx_250_s"), ("7dof", "robot_7dof"), ("__", "robot"), ("a" * 99, "a" * 64)],
+)
+def test_identifier(text, name):
+    assert identifier(text) == name
