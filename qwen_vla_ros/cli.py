@@ -23,7 +23,7 @@ COMMANDS = (
     ("checkpoint", "qwen_vla_ros.model.cli:app", "Inspect checkpoints and count parameters."),
     ("data", "qwen_vla_ros.training.cli:data", "Make demonstrations in simulation."),
     ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),
-    ("eval", "qwen_vla_ros.training.cli:evaluate", "Evaluate a checkpoint in simulation, in lock-step."),
+    ("eval", "qwen_vla_ros.demo.cli:evaluate", "Evaluate a checkpoint in simulation; write a report."),
     ("demo", "qwen_vla_ros.demo.cli:demo", "Run the simulated bodies one after another."),
     ("run", "qwen_vla_ros.demo.cli:run", "Run one simulated body."),
 )

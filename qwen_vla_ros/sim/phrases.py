@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qwen_vla_ros.sim.errors import SimulationError
@@ -203,3 +204,11 @@ def phrases(goal: Goal, wording: str) -> list[str]:
         "direction": goal.direction,
     }
     return [template.format(**words) for template in templates]
+
+
+def find_goal(goals: Iterable[Goal], instruction: str) -> Goal | None:
+    """The goal that an instruction asks for, in whatever wording, with that instruction; None without one."""
+    for goal in goals:
+        if any(instruction in phrases(goal, wording) for wording in WORDINGS):
+            return replace(goal, instruction=instruction)
+    return None

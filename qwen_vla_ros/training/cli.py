@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qwen-vla data`, `qwen-vla train` and `qwen-vla eval`."""
+"""`qwen-vla data` and `qwen-vla train`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from qwen_vla_ros.training.evaluation import Control
     from qwen_vla_ros.training.finetuning import Finetuner
     from qwen_vla_ros.training.trainer import Trainer
 
@@ -222,68 +221,6 @@ def _train(trainer: Trainer | Finetuner, until: int | None) -> None:
         draw(trainer.folder / METRICS_NAME, picture)
     except ModuleNotFoundError as error:
         typer.echo(f"{picture}: not drawn, the module {error.name!r} is missing", err=True)
-
-
-def evaluate(
-    embodiment: _Embodiment,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder; the shipped one by default.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
-    task: Annotated[str, typer.Option(help="A task of the body; its first by default.")] = "",
-    control: Annotated[
-        str,
-        typer.Option(help="none, or a control: wrong-colour (another object is named), untrained, expert."),
-    ] = "none",
-    latency: Annotated[float, typer.Option(min=0.0, help="From picture to chunk [s].")] = 0.0,
-    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Run a checkpoint closed-loop in simulated physics, in lock-step, without ROS."""
-    import json as encoder
-    from dataclasses import asdict
-
-    import torch
-    from rich.progress import Progress
-
-    from qwen_vla_ros.embodiment import EmbodimentError, load_embodiment
-    from qwen_vla_ros.sim import SimulationError
-    from qwen_vla_ros.training import evaluation
-    from qwen_vla_ros.training.errors import TrainingError
-
-    torch.set_num_threads(threads)
-    try:
-        body = load_embodiment(embodiment)
-        with Progress() as progress:
-            bar = progress.add_task(body.name, total=episodes)
-            result = evaluation.evaluate(
-                body,
-                checkpoint,
-                episodes,
-                seed,
-                task or None,
-                _control(control),
-                latency,
-                progress=lambda _: progress.advance(bar),
-            )
-    except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:
-        raise _fail(error) from error
-    typer.echo(result.summary())
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(encoder.dumps(asdict(result), indent=1) + "\n")
-
-
-def _control(name: str) -> Control:
-    from qwen_vla_ros.training.errors import TrainingError
-    from qwen_vla_ros.training.evaluation import Control
-
-    try:
-        return Control(name)
-    except ValueError as error:
-        expected = ", ".join(each.value for each in Control)
-        raise TrainingError(f"--control: found {name!r}, expected one of {expected}") from error
 
 
 def _fail(error: Exception) -> typer.Exit:

@@ -8,151 +8,176 @@ no image is lost. Scenes come from seeds that demonstrations never use.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment, denormalise
 from qwen_vla_ros.motion.follower import BaseCommand, Follower
 from qwen_vla_ros.sim import Goal, World, expert_chunk, make_world
+from qwen_vla_ros.sim.phrases import CANONICAL, phrases
 from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.results import Entry, EpisodeResult, make_entry, rms_jerk
 from qwen_vla_ros.training.seeds import evaluation_scene
 
 Array = np.ndarray
+
+# Episodes of an entry whose states are kept for pictures.
+PICTURED = 4
 
 
 class Control(str, Enum):
     """What is run instead of the checkpoint with its own instruction.
 
-    wrong-colour: another object is named than the one that is judged. untrained: fresh weights. expert: the
-    script.
+    wrong-object: another object is named than the one that is judged. blank: grey images. untrained: fresh
+    weights. expert: the script.
     """
 
     NONE = "none"
-    WRONG_COLOUR = "wrong-colour"
+    WRONG_OBJECT = "wrong-object"
+    BLANK = "blank"
     UNTRAINED = "untrained"
     EXPERT = "expert"
 
 
 @dataclass(frozen=True)
-class EpisodeResult:
-    """scene: seed of World.reset(). named: the robot ended near the object that the instruction names.
-    distance: from the judged goal at the end [m]. seconds: until success or the time limit."""
+class Case:
+    """What is run: a task of a body in a setting (`easy`, `full`), worded `plain`, `seen` or `held-out`."""
 
-    scene: int
-    instruction: str
-    success: bool
-    named: bool
-    distance: float
-    seconds: float
-    detail: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """An evaluation. interval: of the rate, Wilson score, 95 %."""
-
-    embodiment: str
+    embodiment: Embodiment
     task: str
-    control: str
-    checkpoint: str
-    seed: int
-    latency: float
-    successes: int
-    named: int
-    rate: float
-    interval: tuple[float, float]
-    median_distance: float
-    episodes: list[EpisodeResult]
-
-    def summary(self) -> str:
-        low, high = self.interval
-        text = (
-            f"{self.embodiment} {self.task}: {self.successes}/{len(self.episodes)} = {100 * self.rate:.0f} % "
-            f"(95 %: {100 * low:.0f} to {100 * high:.0f} %), "
-            f"median distance {100 * self.median_distance:.1f} cm"
-        )
-        if self.control != Control.NONE.value:
-            text += f", control {self.control}, {self.named} ended at the object that was named"
-        return text
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); z of 95 % by default.
-
-    Raises ValueError unless 0 <= successes <= trials and trials > 0.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"expected 0 <= successes <= trials, found {successes} of {trials}")
-    rate = successes / trials
-    scale = 1.0 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    setting: str = "easy"
+    wording: str = CANONICAL
+    control: Control = Control.NONE
 
 
 class Driver(Protocol):
-    """World and instruction to a chunk in physical units, shape (horizon, c)."""
+    """World and goal, whose instruction is given, to a chunk in physical units, shape (horizon, c)."""
 
     def __call__(self, world: World, goal: Goal, seed: int) -> Array: ...
 
 
-def evaluate(
-    embodiment: Embodiment,
-    checkpoint: Path | None,
-    episodes: int,
-    seed: int,
-    task: str | None = None,
-    control: Control = Control.NONE,
-    latency: float = 0.0,
-    progress: Callable[[EpisodeResult], None] | None = None,
-) -> Result:
-    """Run episodes of one task of a body.
+def tasks_of(embodiment: Embodiment, setting: str) -> list[str]:
+    """Tasks of a body in a setting."""
+    with make_world(embodiment, setting) as world:
+        return world.tasks
 
-    checkpoint: folder; None for the one that comes with the package. task: the body's first without it.
-    latency: from picture to chunk [s].
+
+class Evaluator:
+    """Runs cases with one checkpoint.
+
+    Args:
+        checkpoint: Folder; None for the one that comes with the package. It is read when it is needed.
+        device: A torch device, or `auto`.
+        threads: CPU threads of torch.
     """
-    with make_world(embodiment) as world:
-        name = task or world.tasks[0]
-        driver, source = _driver(embodiment, checkpoint, control)
-        results = []
-        for episode in range(episodes):
-            scene = evaluation_scene(seed, episode)
-            world.reset(name, scene)
-            judged = world.goal
-            named = _other(world, judged, scene) if control is Control.WRONG_COLOUR else judged
-            result = run_episode(world, driver, named, scene, latency)
-            results.append(result)
-            if progress is not None:
-                progress(result)
-    successes = sum(result.success for result in results)
-    return Result(
-        embodiment=embodiment.name,
-        task=name,
-        control=control.value,
-        checkpoint=source,
-        seed=seed,
-        latency=latency,
-        successes=successes,
-        named=sum(result.named for result in results),
-        rate=successes / episodes,
-        interval=wilson(successes, episodes),
-        median_distance=float(np.median([result.distance for result in results])),
-        episodes=results,
-    )
+
+    def __init__(self, checkpoint: Path | None = None, device: str = "cpu", threads: int = 1) -> None:
+        from qwen_vla_ros import resources
+
+        self.folder = checkpoint or resources.checkpoints_directory() / "qwen_vla_tiny"
+        self._device, self._threads = device, threads
+        self._loaded: Any = None
+        self.parameters = 0
+
+    @property
+    def loaded(self) -> Any:
+        """The checkpoint. Raises TrainingError when it cannot be used."""
+        from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
+        from qwen_vla_ros.policy import PolicyError
+        from qwen_vla_ros.policy.local import choose_device
+
+        if self._loaded is None:
+            try:
+                self._loaded = load_checkpoint(self.folder, choose_device(self._device))
+            except (CheckpointError, PolicyError) as error:
+                raise TrainingError(str(error)) from error
+            self.parameters = sum(p.numel() for p in self._loaded.model.parameters())
+        return self._loaded
+
+    def run(
+        self,
+        case: Case,
+        episodes: int,
+        seed: int,
+        latency: float = 0.0,
+        progress: Callable[[EpisodeResult], None] | None = None,
+    ) -> Entry:
+        """Run episodes of a case; episode k has the scene `seed + k`.
+
+        latency: from picture to chunk [s].
+        """
+        driver = self._driver(case)
+        results: list[EpisodeResult] = []
+        with make_world(case.embodiment, case.setting) as world:
+            for episode in range(episodes):
+                scene = evaluation_scene(seed, episode)
+                world.reset(case.task, scene, case.wording)
+                judged = world.goal
+                named = judged
+                if case.control is Control.WRONG_OBJECT:
+                    named = other_goal(world, judged, scene, case.wording)
+                result = run_episode(world, driver, named, scene, latency, pictured=episode < PICTURED)
+                results.append(result)
+                if progress is not None:
+                    progress(result)
+        return make_entry(
+            results,
+            embodiment=case.embodiment.name,
+            task=case.task,
+            setting=case.setting,
+            wording=case.wording,
+            control=case.control.value,
+            through="lock-step",
+            seed=seed,
+            latency=latency,
+        )
+
+    def _driver(self, case: Case) -> Driver:
+        if case.control is Control.EXPERT:
+            return _expert
+        from qwen_vla_ros.policy import Observation, PolicyError
+        from qwen_vla_ros.policy.local import LocalPolicy
+
+        loaded = self.loaded
+        if case.control is Control.UNTRAINED:
+            loaded = replace(loaded, model=_fresh(loaded.model))
+        embodiment = case.embodiment
+        try:
+            policy = LocalPolicy(loaded, threads=self._threads)
+            policy.configure(embodiment)
+        except PolicyError as error:
+            raise TrainingError(str(error)) from error
+        blank = case.control is Control.BLANK
+
+        def drive(world: World, goal: Goal, seed: int) -> Array:
+            images = {camera.view: world.render(camera.view) for camera in embodiment.cameras}
+            if blank:
+                images = {view: np.full_like(image, 128) for view, image in images.items()}
+            observation = Observation(images, goal.instruction, world.time)
+            return denormalise(policy.infer(observation, seed=seed % 2**62), policy.statistics)
+
+        return drive
 
 
-def run_episode(world: World, driver: Driver, named: Goal, scene: int, latency: float = 0.0) -> EpisodeResult:
+def run_episode(
+    world: World,
+    driver: Driver,
+    named: Goal,
+    scene: int,
+    latency: float = 0.0,
+    pictured: bool = False,
+) -> EpisodeResult:
     """One episode in the present scene, judged by the world's goal; `named` is what the driver is told."""
     embodiment = world.embodiment
     follower = Follower(embodiment)
     period, step = follower.period, 1.0 / embodiment.control_rate
     joints = {group.name: getattr(group, "joints", ()) for group in embodiment.actions}
+    smooth = {group.name: group.kind != "gripper" for group in embodiment.actions}
     start = world.time
     _measure(world, follower)
     follower.start(world.time)
@@ -161,22 +186,30 @@ def run_episode(world: World, driver: Driver, named: Goal, scene: int, latency: 
     late = round(latency / period)
     if not 0 <= late < per_chunk:
         raise TrainingError(f"latency: expected 0 to less than {per_chunk * period:g} s, found {latency:g} s")
+    told_apart = not named.same(world.goal)
+    commands: dict[str, tuple[list[float], list[Array], int]] = {}
+    states = [world.qpos]
     for tick in range(ticks):
         if tick % per_chunk == 0:
             chunk = driver(world, named, seed=scene * 1000 + tick // per_chunk)
             captured = world.time
+            states.append(world.qpos)
         if tick % per_chunk == late:
             follower.offer(chunk, captured, step, world.time)
         for command in follower.step(world.time):
             if isinstance(command, BaseCommand):
                 world.set_base_velocity(*command.velocity)
+                _note(commands, command.group, world.time, command.velocity[:1], 2)
             else:
                 world.set_joint_targets(dict(zip(joints[command.group], command.position, strict=True)))
+                if smooth[command.group]:
+                    _note(commands, command.group, world.time, command.position, 3)
         world.step(period)
         _measure(world, follower)
-        if world.outcome().success and named == world.goal:
+        if world.outcome().success and not told_apart:
             break
     outcome = world.outcome()
+    shown = (states[0], states[len(states) // 2], world.qpos) if pictured else ()
     return EpisodeResult(
         scene=scene,
         instruction=named.instruction,
@@ -184,8 +217,18 @@ def run_episode(world: World, driver: Driver, named: Goal, scene: int, latency: 
         named=bool(world.task.near(world, named)),
         distance=float(outcome.distance),
         seconds=round(world.time - start, 3),
+        rms_jerk=rms_jerk(commands.values()),
         detail=outcome.detail,
+        frames=[np.round(state, 5).tolist() for state in shown],
     )
+
+
+def _note(
+    commands: dict[str, tuple[list[float], list[Array], int]], group: str, time: float, row: Array, order: int
+) -> None:
+    times, rows, _ = commands.setdefault(group, ([], [], order))
+    times.append(time)
+    rows.append(row)
 
 
 def _measure(world: World, follower: Follower) -> None:
@@ -195,43 +238,39 @@ def _measure(world: World, follower: Follower) -> None:
     follower.pose.add(world.time, world.base_pose)
 
 
-def _other(world: World, judged: Goal, scene: int) -> Goal:
-    """A goal with another object, by the same arm where that one reaches it."""
+def other_goal(world: World, judged: Goal, scene: int, wording: str = CANONICAL) -> Goal:
+    """A goal with another object, as alike as the scene has one, in the wording that is asked for.
+
+    Raises TrainingError when the scene has none.
+    """
     others = [goal for goal in world.goals() if goal.target != judged.target]
-    same = [goal for goal in others if goal.arm == judged.arm]
-    choice = same or others
-    if not choice:
-        raise TrainingError(f"scene {scene} has one goal only: {judged.instruction!r}")
-    return choice[int(np.random.default_rng(scene).integers(len(choice)))]
+    if not others:
+        raise TrainingError(f"scene {scene} names no other object than {judged.instruction!r} does")
+    alike = [
+        (goal.arm == judged.arm) + (goal.direction == judged.direction) + (goal.other == judged.other)
+        for goal in others
+    ]
+    choice = [goal for goal, same in zip(others, alike, strict=True) if same == max(alike)]
+    rng = np.random.default_rng(scene)
+    goal = choice[int(rng.integers(len(choice)))]
+    if wording == CANONICAL:
+        return goal
+    words = phrases(goal, wording)
+    return replace(goal, instruction=words[int(rng.integers(len(words)))])
 
 
-def _driver(embodiment: Embodiment, checkpoint: Path | None, control: Control) -> tuple[Driver, str]:
-    if control is Control.EXPERT:
-        return _expert, "expert"
-    from qwen_vla_ros import resources
-    from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
-    from qwen_vla_ros.policy import Observation, PolicyError
-    from qwen_vla_ros.policy.local import LocalPolicy
+def _fresh(model: Any) -> Any:
+    """Weights as they are before training."""
+    import torch
 
-    folder = checkpoint or resources.checkpoints_directory() / "qwen_vla_tiny"
-    try:
-        loaded = load_checkpoint(folder)
-        if control is Control.UNTRAINED:
-            from qwen_vla_ros.model.presets import build_tiny
+    from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+    from qwen_vla_ros.model.presets import initialise_fan_in
 
-            model, processor = build_tiny(seed=1)
-            loaded = replace(loaded, model=model, processor=processor)
-        policy = LocalPolicy(loaded)
-        policy.configure(embodiment)
-    except (CheckpointError, PolicyError) as error:
-        raise TrainingError(str(error)) from error
-
-    def drive(world: World, goal: Goal, seed: int) -> Array:
-        images = {camera.view: world.render(camera.view) for camera in embodiment.cameras}
-        observation = Observation(images, goal.instruction, world.time)
-        return denormalise(policy.infer(observation, seed=seed % 2**62), policy.statistics)
-
-    return drive, folder.name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        fresh = QwenVLAForActionPrediction(model.config)
+        initialise_fan_in(fresh)
+    return fresh.to(model.device)
 
 
 def _expert(world: World, goal: Goal, seed: int) -> Array:

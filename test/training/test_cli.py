@@ -25,27 +25,15 @@ def test_data_make(tmp_path):
     assert (tmp_path / "tiago_base" / "statistics.json").is_file()
 
 
-def test_evaluate_writes_json(tmp_path):
-    path = tmp_path / "sub" / "result.json"
-    result = run("eval", "--embodiment", "tiago_base", "--episodes", 1, "--control", "expert", "--json", path)
-    assert result.exit_code == 0, result.output
-    assert "tiago_base drive: 1/1 = 100 % (95 %: 21 to 100 %)" in result.output
-    content = json.loads(path.read_text())
-    assert (content["successes"], content["control"], len(content["episodes"])) == (1, "expert", 1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("data", "make", "--embodiment", "nobody", "--out", "x"), "'nobody'"),
-        (("eval", "--embodiment", "tiago_base", "--control", "luck"), "expected one of none, wrong-colour"),
-        (("eval", "--embodiment", "tiago_base", "--checkpoint", "nowhere"), "nowhere"),
-        (
-            ("eval", "--embodiment", "tiago_base", "--control", "expert", "--task", "juggle"),
-            "no task 'juggle'",
-        ),
-        (("eval", "--embodiment", "widowx", "--control", "expert"), "no simulated body"),
         (("train", "--config", "none.yaml", "--data", "x", "--out", "x"), "none.yaml: cannot be read"),
+        (("train", "--data", "x", "--dataset", "x", "--out", "x"), "expected one of them"),
+        (("train", "--out", "x"), "expected one of them"),
+        (("train", "--dataset", "x", "--out", "x"), "--embodiment: missing"),
+        (("train", "--dataset", "x", "--embodiment", "so101", "--out", "x"), "x: no such folder"),
     ],
 )
 def test_faults_are_one_line(arguments, message, tmp_path, monkeypatch):

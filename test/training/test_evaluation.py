@@ -1,49 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: intervals, the expert as ceiling, a wrong object as floor."""
+"""Evaluation: the expert as ceiling, a wrong object as floor, conventions told apart."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.embodiment import load_embodiment, normalise, resolve_statistics
 from qwen_vla_ros.sim import expert_chunk, make_world
+from qwen_vla_ros.training import conventions
+from qwen_vla_ros.training.conventions import convention_swap
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.evaluation import Control, _other, evaluate, run_episode, wilson
+from qwen_vla_ros.training.evaluation import Case, Control, Evaluator, other_goal, run_episode
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (50, 50, 0.9287, 1.0),
-        (45, 50, 0.7864, 0.9565),
-        (1, 2, 0.0945, 0.9055),
-    ],
-)
-def test_wilson(successes, trials, low, high):
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3), (0, 0)])
-def test_wilson_refuses(successes, trials):
-    with pytest.raises(ValueError, match="successes"):
-        wilson(successes, trials)
+def case(name, control=Control.EXPERT, **changes):
+    body = load_embodiment(name)
+    return Case(body, {"franka_panda": "reach", "tiago_base": "drive"}[name], control=control, **changes)
 
 
 @pytest.mark.parametrize("name", ["franka_panda", "tiago_base"])
 def test_expert_reaches(name):
-    result = evaluate(load_embodiment(name), None, 2, seed=70, control=Control.EXPERT)
-    assert (result.successes, result.named) == (2, 2)
-    assert [episode.scene for episode in result.episodes] == [70, 71]
-    assert all(0 < episode.seconds < 25 for episode in result.episodes)
+    found = Evaluator().run(case(name), 2, seed=70)
+    assert (found.successes, found.named) == (2, 2)
+    assert [episode.scene for episode in found.episodes] == [70, 71]
+    assert all(0 < episode.seconds < 25 for episode in found.episodes)
+    assert 0 < found.rms_jerk < 1000
+    assert all(len(frame) > 7 for frame in found.episodes[0].frames)
+
+
+def test_seed_decides_every_episode():
+    first, again = (Evaluator().run(case("franka_panda", Control.NONE), 1, seed=71) for _ in range(2))
+    assert first == again
+
+
+def test_held_out_words():
+    found = Evaluator().run(case("franka_panda", setting="full", wording="held-out"), 1, seed=70)
+    words = found.episodes[0].instruction
+    assert words.startswith(("go over to", "move above", "please approach"))
 
 
 def test_latency():
     """Late chunks still reach; one that comes after its successor is refused before anything moves."""
-    body = load_embodiment("tiago_base")
-    result = evaluate(body, None, 1, seed=70, control=Control.EXPERT, latency=0.3)
-    assert (result.successes, result.latency) == (1, 0.3)
+    found = Evaluator().run(case("tiago_base"), 1, seed=70, latency=0.3)
+    assert (found.successes, found.latency) == (1, 0.3)
     with pytest.raises(TrainingError, match="latency: expected 0 to less than 1 s, found 1 s"):
-        evaluate(body, None, 1, seed=70, control=Control.EXPERT, latency=1.0)
+        Evaluator().run(case("tiago_base"), 1, seed=70, latency=1.0)
 
 
 def test_another_object_is_no_success():
@@ -54,8 +56,91 @@ def test_another_object_is_no_success():
 
     with make_world("franka_panda") as world:
         world.reset("reach", 5)
-        other = _other(world, world.goal, 5)
+        other = other_goal(world, world.goal, 5)
         assert other.target != world.goal.target
         result = run_episode(world, driver, other, 5)
     assert result.instruction == other.instruction
     assert (result.success, result.named) == (False, True)
+
+
+# Conventions
+
+PAIR = ("franka_panda_wrist", "franka_panda_20hz")
+
+
+@pytest.fixture
+def pair():
+    return tuple(load_embodiment(name) for name in PAIR)
+
+
+@pytest.fixture
+def known(pair):
+    """What stands for a loaded checkpoint: statistics of both."""
+    entry = {"q01": [-2.5] * 7 + [0.0], "q99": [2.5] * 7 + [0.04]}
+    return SimpleNamespace(statistics={body.name: entry for body in pair})
+
+
+def answering(convention):
+    """A model that answers as the expert of `convention(sentence's embodiment)`, without a mask."""
+
+    def emit(loaded, embodiment, images, instruction, seed, channels):
+        body = convention(embodiment)
+        chunk = np.full((16, 32), 9.0)
+        with make_world(body) as world:
+            world.reset("reach", seed)
+            rng = np.random.default_rng(seed)
+            (state,) = conventions.sample_states(world, world.goal, rng, 1)
+            world.teleport(state.joints, state.base_pose)
+            rows = expert_chunk(world, world.goal, body.horizon, 1 / body.control_rate)
+        statistics = resolve_statistics(body, loaded.statistics)
+        chunk[: body.horizon, : body.layout.count] = normalise(rows, statistics)
+        return chunk
+
+    return emit
+
+
+def test_a_model_that_heeds_the_sentence(pair, known, monkeypatch):
+    monkeypatch.setattr(conventions, "_TELLING", 0.0)
+    monkeypatch.setattr(conventions, "emit", answering(lambda embodiment: embodiment))
+    found = convention_swap(known, pair, "reach", 2, seed=70)
+    assert (found.right, found.trials, found.by_sentence) == (4, 4, dict.fromkeys(PAIR, 2))
+    assert found.distance[0] < 1e-6 < found.distance[1]
+
+
+def test_a_model_that_heeds_the_picture_alone(pair, known, monkeypatch):
+    monkeypatch.setattr(conventions, "_TELLING", 0.0)
+    monkeypatch.setattr(conventions, "emit", answering(lambda embodiment: pair[0]))
+    found = convention_swap(known, pair, "reach", 2, seed=70)
+    assert found.by_sentence == {PAIR[0]: 2, PAIR[1]: 0}
+    assert found.rate == 0.5
+
+
+def test_conventions_that_cannot_be_compared(pair, known):
+    with pytest.raises(TrainingError, match="expected the same of each"):
+        convention_swap(known, (pair[0], load_embodiment("tiago_base")), "reach", 1, seed=70)
+    with pytest.raises(TrainingError, match="statistics of franka_panda_wrist"):
+        convention_swap(replace_statistics(known), pair, "reach", 1, seed=70)
+
+
+def replace_statistics(known):
+    return SimpleNamespace(statistics={"other": next(iter(known.statistics.values()))})
+
+
+def test_every_channel_is_open(micro, pair):
+    """Two bodies with other masks get the same noise and the same open channels."""
+    model, processor = micro()
+    loaded = SimpleNamespace(model=model, processor=processor)
+    images = {view: np.full((128, 128, 3), 90, dtype=np.uint8) for view in ("ego", "cam_wrist")}
+    panda, base = pair[0], replace_camera(load_embodiment("tiago_base"), pair[0])
+    first, second = (
+        conventions.emit(loaded, body, images, "reach the red cube", seed=1) for body in (panda, base)
+    )
+    assert first.shape == second.shape == (16, 32)
+    # Untrained, AdaLN-zero: the noise comes out, whatever the sentence, in all channels.
+    np.testing.assert_allclose(first, second)
+    assert (np.abs(first) > 0).all()
+    assert conventions.emit(loaded, panda, images, "reach the red cube", seed=1, channels=5).shape == (16, 5)
+
+
+def replace_camera(body, other):
+    return body.model_copy(update={"cameras": other.cameras})

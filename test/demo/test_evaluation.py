@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qwen-vla eval`: one entry per body and task, the report, the same scenes through the nodes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from qwen_vla_ros.cli import app
+from qwen_vla_ros.training.results import read_evaluation
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["eval", *(str(argument) for argument in arguments)])
+
+
+def test_an_entry_for_each_body_and_control(tmp_path):
+    path, report = tmp_path / "sub" / "results.json", tmp_path / "report"
+    bodies = (
+        "--embodiment",
+        "unitree_g1",
+        "--embodiment",
+        "franka_panda",
+        "--task",
+        "touch",
+        "--task",
+        "reach",
+    )
+    controls = ("--control", "none", "--control", "expert")
+    found = run(*bodies, *controls, "--episodes", 1, "--seed", 70, "--json", path, "--report", report)
+    assert found.exit_code == 0, found.output
+    assert "franka_panda reach: 1/1 = 100 % (95 %: 21 to 100 %)" in found.output
+    entries = json.loads(path.read_text())["entries"]
+    assert [(e["embodiment"], e["task"], e["control"]) for e in entries] == [
+        ("unitree_g1", "touch", "none"),
+        ("unitree_g1", "touch", "expert"),
+        ("franka_panda", "reach", "none"),
+        ("franka_panda", "reach", "expert"),
+    ]
+    assert all(len(e["episodes"]) == 1 and e["episodes"][0]["scene"] == 70 for e in entries)
+    text = (report / "README.md").read_text()
+    assert "| franka_panda | reach | easy | plain | lock-step | 70 | 1/1 |" in text
+    assert "| expert | unitree_g1 |" in text
+    with Image.open(report / "frames.jpg") as frames:
+        assert frames.size[0] > 3 * 240
+    assert (report / "success.png").is_file()
+    again = run(path, "--report", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "README.md").read_text() == text
+
+
+@pytest.mark.usefixtures("ros_environment")
+def test_the_same_scene_through_the_nodes(tmp_path):
+    path = tmp_path / "results.json"
+    found = run("--ros", "--embodiment", "tiago_base", "--episodes", 1, "--seed", 70, "--json", path)
+    assert found.exit_code == 0, found.output
+    (entry,) = read_evaluation(path).entries
+    assert (entry.through, entry.successes) == ("ros", 1)
+    (episode,) = entry.episodes
+    assert (episode.scene, len(episode.frames)) == (70, 3)
+    assert 0 < episode.rms_jerk < 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--control", "luck"), "expected one of none, wrong-object, blank, untrained, expert"),
+        (("--checkpoint", "nowhere"), "nowhere"),
+        (("--control", "expert", "--task", "juggle"), "no task 'juggle', expected one of tiago_base: drive"),
+        (("--wording", "rude"), "--wording: found 'rude', expected one of plain, seen, held-out"),
+        (("--setting", "hard"), "setting: found 'hard', expected one of easy, full"),
+        (("--ros", "--control", "expert"), "--ros: controls"),
+        (("--convention", "tiago_base"), "expected two embodiments, A/B"),
+        (("results.json",), "expected --report as well"),
+    ],
+)
+def test_faults_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("--embodiment", "tiago_base", *arguments)
+    assert found.exit_code == 1
+    assert message in found.stderr
+    assert "Traceback" not in found.output
+
+
+def test_a_robot_without_a_simulated_body():
+    found = run("--embodiment", "widowx", "--control", "expert")
+    assert found.exit_code == 1
+    assert "no simulated body" in found.stderr
