@@ -154,6 +154,9 @@ def units_of_limits(subject: Subject) -> Iterator[Finding]:
             continue
         for k, (low, high) in enumerate(joints.position):
             unit = joints.units[k]
+            known = subject.urdf.joints.get(joints.names[k]) if subject.urdf else None
+            if known is not None and known.lower is not None:
+                continue  # the URDF's own limits tell more
             if unit in MOST and max(abs(low), abs(high)) > MOST[unit]:
                 mistaken, factor = MISTAKEN[unit]
                 yield Finding(

@@ -366,13 +366,8 @@ def test_mismatch(code, urdf):
     assert finding.warning is (code in WARNINGS)
     assert str(finding).endswith(f"[{code}]")
     assert f"; {finding.advice}" in str(finding)
-    # Nothing else is blamed, but for what follows from it.
-    follows = {
-        "URDF_UNIT": {"LIMITS_UNIT"},
-        "URDF_LIMITS_UNIT": {"LIMITS_UNIT"},
-        "STATISTICS_OUTSIDE": set(),
-    }.get(code, set())
-    assert {f.code for f in findings} - {code} <= follows
+    # Nothing else is blamed.
+    assert {f.code for f in findings} == {code}
 
 
 def test_errors_come_before_warnings(urdf):

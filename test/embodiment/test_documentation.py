@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/embodiments.md against the schema and the code."""
+"""docs/embodiments.md against the schema and the code; docs/new_robot.md by doing what it says."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from qwen_vla_ros.cli import app
 from qwen_vla_ros.embodiment.schema import json_schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "embodiments.md"
@@ -53,3 +57,39 @@ def test_the_python_example_runs(page, capsys):
     ]
     for comment, line in zip(expected, [line for line in printed if not line.startswith("<|")], strict=True):
         assert line.startswith(comment.split(" [")[0].split(", physical")[0].split(", ...")[0])
+
+
+TUTORIAL = PAGE.with_name("new_robot.md")
+
+
+def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path, monkeypatch):
+    text = TUTORIAL.read_text()
+    copied = False
+    for folder in ("embodiments", "checkpoints"):
+        (tmp_path / folder).symlink_to(PAGE.parents[1] / folder)
+    monkeypatch.chdir(tmp_path)
+    group, home = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    blocks = [block.splitlines() for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)]
+    for line, *printed in blocks:
+        program, *arguments = shlex.split(line.removeprefix("$ "))
+        if program == "cp":
+            shutil.copy(*arguments)
+            copied = True
+            continue
+        assert program == "qwen-vla"
+        result = CliRunner().invoke(app, arguments)
+        assert result.output.splitlines() == printed, line
+        if arguments[:2] == ["embodiment", "new"]:
+            made = Path("my_arm.yaml").read_text()
+            assert made.count("\nhome:") == 1
+            Path("my_arm.yaml").write_text(made.replace("\nhome:", f"{group}\nhome:") + home)
+    assert copied
+    assert len(blocks) == 5
+    wrong = Path("my_arm.yaml").read_text()
+    for right, mistake in (("[-1.88495, 1.98967]", "[-108.0, 114.0]"), ("shoulder", "sholder")):
+        assert right in wrong
+        wrong = wrong.replace(right, mistake)
+    Path("my_arm.yaml").write_text(wrong)
+    found = CliRunner().invoke(app, ["embodiment", "validate", "my_arm.yaml", "--urdf", "robot.urdf"])
+    (shown,) = re.findall(r"```\n(my_arm.*?)```", text, re.DOTALL)
+    assert found.output.startswith(shown)
