@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an embodiment says of inputs and outputs, as the nodes take it: turned images, names in messages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory
+
+from qwen_vla_ros import resources
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.motion.follower import Follower, JointCommand
+from qwen_vla_ros.nodes.controllers import Writer
+from qwen_vla_ros.nodes.images import rgb_to_encoding
+from qwen_vla_ros.nodes.observing import Views, decode
+
+RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def with_camera(tmp_path, text):
+    source = (resources.embodiments_directory() / "tiago_base.yaml").read_text()
+    path = tmp_path / "tiago_base.yaml"
+    path.write_text(source.replace("size: [128, 128]", f"size: [6, 4]{text}"))
+    return load_embodiment(path)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_images_are_turned_clockwise(tmp_path, degrees):
+    body = with_camera(tmp_path, f"\n    rotate: {degrees}")
+    message = rgb_to_encoding(RGB, "rgb8", Header())
+    seen = decode(body, Views({"ego": message}, 0.0, 0.0))["ego"]
+    assert seen.flags["C_CONTIGUOUS"]
+    # The upper left corner of the published image, seen from the turned one.
+    corner = {0: (0, 0), 90: (0, -1), 180: (-1, -1), 270: (-1, 0)}[degrees]
+    np.testing.assert_array_equal(seen[corner], RGB[0, 0])
+    assert seen.shape == ((4, 6, 3) if degrees % 180 == 0 else (6, 4, 3))
+
+
+def test_names_in_messages_are_those_of_the_controller():
+    body = load_embodiment("mobile_aloha")
+    sent = []
+    publisher = SimpleNamespace(topic_name="t", publish=sent.append, get_subscription_count=lambda: 1)
+    node = SimpleNamespace(create_publisher=lambda *_: publisher)
+    writer = Writer(node, body.actions[0], 0.01)
+    writer.write(JointCommand("left_arm", np.zeros(6), np.zeros(6)), Time())
+    assert isinstance(sent[0], JointTrajectory)
+    assert sent[0].joint_names == [
+        "waist",
+        "shoulder",
+        "elbow",
+        "forearm_roll",
+        "wrist_angle",
+        "wrist_rotate",
+    ]
+
+
+def test_joint_states_that_share_names_are_told_apart_by_topic():
+    watchdog = pytest.importorskip("qwen_vla_ros.nodes.watchdog")
+    body = load_embodiment("mobile_aloha")
+    follower = Follower(body)
+    watch = watchdog.Watchdog(body, follower, {}, 0.0)
+    driver = [
+        "waist",
+        "shoulder",
+        "elbow",
+        "forearm_roll",
+        "wrist_angle",
+        "wrist_rotate",
+        "gripper",
+        "left_finger",
+        "right_finger",
+    ]
+    values = {}
+    for number, names in enumerate(body.state.joint_names.values(), 1):
+        position = [0.01 * number + 0.001 * k for k in range(len(driver))]
+        watch.hear_joints(JointState(name=driver, position=position), names=names)
+        values.update(zip(names, position, strict=True))
+    _, measured = follower.joints.newest
+    np.testing.assert_allclose(measured, [values[name] for name in body.joints])
+    assert watch.joint_age(1.0) == 1.0
+    watch.hear_joints(JointState(name=[], position=[0.0]), names=names)
+    assert "9 names and 1 positions" in watch.find_in_robot(0.0).message
