@@ -28,6 +28,9 @@ HOME_TOLERANCE = 1e-3
 # No action is larger than this, in any unit; arithmetic stays far from overflow.
 LARGEST = 1e6
 
+# A row is looked at this much before it is due: held channels change then, and its time may be rounded [s].
+EDGE = 1e-6
+
 # The step of a chunk may differ from the control rate's by this share.
 STEP_TOLERANCE = 0.01
 
@@ -145,6 +148,21 @@ class Follower:
         self.timeline.clear(measured)
         self._now = now
 
+    def go_on(self, now: float) -> None:
+        """Rest where the last command left the robot, which its controllers hold since.
+
+        What is measured differs from it by their error, so to start there would be a jump.
+
+        Raises:
+            ValueError: a pose that is needed has not been measured.
+        """
+        _, pose = self._states(now)
+        here = np.concatenate([group.here(pose) for group in self._groups])
+        if not np.isfinite(here).all():
+            raise ValueError("not measured yet: odometry")
+        self.timeline.clear(here)
+        self._now = now
+
     def offer(self, data: Any, stamp: float, step: float, now: float, sequence: int = 0) -> int:
         """Follow a chunk in the embodiment's units and references from now on.
 
@@ -250,10 +268,9 @@ class Follower:
         body = self.embodiment
         step = 1.0 / body.control_rate
         times = stamp + step * np.arange(1, body.horizon + 1)
-        # The last row is planned too: rounding of its time must not lose it.
-        known = int((times <= stamp + self.timeline.remaining(stamp) + 1e-6).sum())
+        known = int((times <= stamp + self.timeline.remaining(stamp) + EDGE).sum())
         origin = self.timeline.sample(stamp).position
-        inside = np.array([self.timeline.sample(time).position for time in times[:known]])
+        inside = np.array([self.timeline.sample(time - EDGE).position for time in times[:known]])
         rows = np.full((body.horizon, body.layout.count), np.nan)
         for group, part, inner in zip(self._groups, self._part, self._inner, strict=True):
             if known:

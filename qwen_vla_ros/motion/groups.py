@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from qwen_vla_ros.embodiment import Embodiment
 from . import rotations
 from .base import BaseTracker, VelocityRamp, compose, relative_to, wrap
 from .kinematics import Kinematics, KinematicsError, UrdfKinematics, approach
-from .stop import AxisState, Limits, MotionError
+from .stop import AxisState, Escape, Limits, MotionError
 from .timeline import ChunkRefused
 from .tracking import JointTracker
 
@@ -23,7 +24,7 @@ JOINT_KINDS = ("joint_position", "gripper", "hand")
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
 
-# The box of a tip may be missed by rounding [m].
+# A box or a position may be missed by rounding [m] or [rad].
 ROUNDING = 1e-9
 
 
@@ -105,6 +106,10 @@ class JointGroup:
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         return (joints - self._offset) / self._scale
 
+    def here(self, pose: np.ndarray | None) -> np.ndarray:
+        """Where the last command leaves the group, in the channels of the timeline. Shape (width,)."""
+        return self.commanded
+
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._tracker.reset(self.observe(joints, pose))
 
@@ -166,8 +171,9 @@ class TipGroup:
     """The pose of an end effector, brought about by joints.
 
     The chunk's pose is led within the speed limit and the workspace; joints that bring it about are tracked
-    within theirs. A step is taken only if the tip, from there on to rest, stays inside the workspace and
-    below its speed limits at every command; else the joints brake. So the brake always has a way.
+    within theirs. A step is taken only if from there on to rest, all joints braking together, the tip stays
+    inside the workspace and below its speed limits at every command; else the way to rest that was found
+    for the step before is followed.
 
     Inside: x, y, z [m] and the quaternion w, x, y, z of `tip` in the base frame.
     """
@@ -194,6 +200,7 @@ class TipGroup:
         # Written in the axes of the tip itself, or in those of a frame that does not move.
         self._own_axes = group.frame == group.tip
         self._speed = np.array([group.limits.linear.velocity, group.limits.angular.velocity])
+        self._change = np.array([group.limits.linear.acceleration, group.limits.angular.acceleration])
         box = np.array(
             group.workspace if group.workspace is not None else [[-np.inf, np.inf]] * 3, dtype=float
         )
@@ -204,7 +211,10 @@ class TipGroup:
         self._rest = None if None in rest else np.array(rest, dtype=float)
         self._clamps = np.zeros(self.width, dtype=int)
         self._lead = np.zeros(len(self.joints))
+        # The pose that is led, and its velocity: linear and angular.
         self._at = np.zeros(3), rotations.IDENTITY
+        self._pace = np.zeros((2, 3))
+        self._escape = Escape(self.limits, self._tracker.state)
 
     @property
     def clamps(self) -> np.ndarray:
@@ -224,10 +234,16 @@ class TipGroup:
             return np.full(self.width, np.nan)
         return np.concatenate(self.kinematics.pose(joints))
 
+    def here(self, pose: np.ndarray | None) -> np.ndarray:
+        """Where the last command leaves the group, in the channels of the timeline. Shape (width,)."""
+        return np.concatenate(self.kinematics.pose(self.commanded))
+
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._tracker.reset(joints)
+        self._escape = Escape(self.limits, self._tracker.state)
         self._lead = self._tracker.state.position
         self._at = self.kinematics.pose(self._lead)
+        self._pace = np.zeros((2, 3))
         # A tip that is outside starts there and comes inside.
         self._bounds = np.minimum(self._box[0], self._at[0]), np.maximum(self._box[1], self._at[0])
 
@@ -268,7 +284,8 @@ class TipGroup:
         self._lead = approach(self.kinematics, *goal, lead, self.limits, reach, self._rest)
         self._tracker.step(self._lead, (self._lead - lead) / self._period)
         if not self._safe(before):
-            return self._brake_from(before)
+            self._clamps += 1
+            return self.brake()
         self._at = self.kinematics.pose(self._lead)
         return self._command()
 
@@ -281,19 +298,17 @@ class TipGroup:
         before = self._tracker.state
         self._lead = self._tracker.step(position, velocity).position
         if not self._safe(before):
-            return self._brake_from(before)
+            self._clamps += 1
+            return self.brake()
         self._at = self.kinematics.pose(self._lead)
         return self._command()
 
-    def _brake_from(self, before: AxisState) -> JointCommand:
-        # Left of what the tracker promised, nothing is lost: from `before` the brake is safe.
-        self._tracker.state = before
-        self._clamps += 1
-        return self.brake()
-
     def brake(self) -> JointCommand:
-        self._lead = self._tracker.brake().position
+        # The way found last. Axis by axis the brake of the tracker is no longer, so its promise holds on it.
+        state = self._tracker.state = self._escape.advance(self._period)
+        self._lead = state.position
         self._at = self.kinematics.pose(self._lead)
+        self._pace = (self.kinematics.jacobian(self._lead) @ state.velocity).reshape(2, 3)
         return self._command()
 
     def _command(self) -> JointCommand:
@@ -305,21 +320,35 @@ class TipGroup:
     def _led(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pose to bring about next: towards the set-point, inside the box, not too fast."""
         inside = np.clip(position, *self._box)
-        self._clamps[:3] += inside != position
         here, turned = self._at
-        way = inside - here
-        turn = rotations.between(turned, quaternion)
-        far = np.array([np.linalg.norm(way), np.linalg.norm(turn)])
-        allowed = LEAD_SPEED * self._speed * self._period
-        # Both at one pace, so that the path is that of the chunk.
-        share = float(np.min(np.where(far > allowed, allowed / np.maximum(far, 1e-12), 1.0)))
-        self._clamps[:3] += far[0] > allowed[0]
-        self._clamps[3:] += far[1] > allowed[1]
-        return here + share * way, rotations.multiply(rotations.from_vector(share * turn), turned)
+        goals = inside - here, rotations.between(turned, quaternion)
+        # Position and turn at one pace, so that the path is that of the chunk.
+        far = [math.sqrt(way @ way) for way in goals]
+        paces = [
+            min(distance / self._period, LEAD_SPEED * speed, math.sqrt(2 * LEAD_SPEED * change * distance))
+            for distance, speed, change in zip(far, self._speed, self._change, strict=True)
+        ]
+        share = min([pace / way for pace, way in zip(paces, far, strict=True) if way > 0], default=0.0)
+        for k, part in enumerate((slice(0, 3), slice(3, None))):
+            wanted = share * goals[k] - self._pace[k]
+            most = self._change[k] * self._period
+            size = math.sqrt(wanted @ wanted)
+            self._pace[k] = self._pace[k] + wanted * min(1.0, most / size if size > 0 else 1.0)
+            self._clamps[part] += far[k] > LEAD_SPEED * self._speed[k] * self._period
+        self._clamps[:3] += inside != position
+        step = rotations.from_vector(self._period * self._pace[1])
+        return here + self._period * self._pace[0], rotations.multiply(step, turned)
 
     def _safe(self, before: AxisState) -> bool:
-        """Whether the tip stays in its bounds from `before` through the tracker's state on to rest."""
-        path = np.vstack([before.position, self._tracker.braking()])
+        """Whether all bounds hold from `before` through the tracker's state on to rest; that way is kept."""
+        escape = Escape(self.limits, self._tracker.state)
+        path = np.vstack([before.position, escape.path(self._period)])
+        lower, upper = (
+            np.minimum(self.limits.lower, before.position),
+            np.maximum(self.limits.upper, before.position),
+        )
+        if not ((path >= lower - ROUNDING) & (path <= upper + ROUNDING)).all():
+            return False
         poses = self.kinematics.transforms(path)
         positions, matrices = poses[:, :3, 3], poses[:, :3, :3]
         low, high = self._bounds
@@ -330,7 +359,10 @@ class TipGroup:
             return False
         # The trace of a rotation by angle a is 1 + 2 cos(a).
         traces = np.einsum("kij,kij->k", matrices[1:], matrices[:-1])
-        return bool((traces >= 1 + 2 * np.cos(min(most[1], np.pi))).all())
+        if not (traces >= 1 + 2 * np.cos(min(most[1], np.pi))).all():
+            return False
+        self._escape = escape
+        return True
 
 
 class _Base:
@@ -382,6 +414,10 @@ class WaypointGroup(_Base):
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         return np.full(3, np.nan) if pose is None else pose
 
+    def here(self, pose: np.ndarray | None) -> np.ndarray:
+        """Where the base is measured. Shape (3,)."""
+        return self.observe(np.zeros(0), pose)
+
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._tracker.ramp.reset()
 
@@ -425,6 +461,10 @@ class BaseVelocityGroup(_Base):
 
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         return self._ramp.velocity.copy()
+
+    def here(self, pose: np.ndarray | None) -> np.ndarray:
+        """The last velocity. Shape (width,)."""
+        return self.observe(np.zeros(0), pose)
 
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._ramp.reset()

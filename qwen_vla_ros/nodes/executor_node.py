@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +16,7 @@ from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool, Trigger
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment, InstructionError, check_instruction
@@ -27,6 +27,7 @@ from . import qos
 from .controllers import UnsupportedController, Writer
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .transforms import yaw_of
+from .watchdog import Trouble, Watchdog
 
 Result = ExecuteTask.Result
 State = ExecutorStatus
@@ -42,20 +43,11 @@ RESULT_PATIENCE = 0.2
 # Codes below it are ordinary ends of a task.
 FIRST_ERROR = 100
 
+# How much longer than planned the way home may take [s].
+HOMING_PATIENCE = 3.0
 
-@dataclass(frozen=True)
-class Trouble:
-    """Why the robot must not move.
-
-    Attributes:
-        code: one of ExecuteTask.Result's.
-        message: for people.
-        passing: may go away by itself; the task then goes on, if that happens within `recovery_timeout`.
-    """
-
-    code: int
-    message: str
-    passing: bool = False
+# At rest, and no goal is taken.
+CLOSED = (State.STATE_FAULT, State.STATE_HALTED, State.STATE_YIELDED)
 
 
 @dataclass
@@ -69,6 +61,10 @@ class ActiveTask:
     time_limit: float
     # Everything needed was there, and motion may start.
     ready: bool = False
+    # Commands were written for it.
+    moved: bool = False
+    # Time spent on hold [s].
+    held: float = 0.0
     chunks: int = 0
     inference_time: float = math.nan
     # The end that was decided; reported when the robot is at rest.
@@ -82,6 +78,9 @@ class ExecutorNode(BodyNode):
         super().__init__("executor")
         declare(self, "default_time_limit", 60.0, "Time limit of a goal that gives none [s]", 0.1, 86400.0)
         declare(self, "max_time_limit", 3600.0, "Longest time limit accepted [s]", 0.1, 86400.0)
+        declare(
+            self, "handover", "", "How chunks take over: replace, ensemble or rtc; empty as the YAML says"
+        )
         declare(
             self,
             "start_timeout",
@@ -114,7 +113,26 @@ class ExecutorNode(BodyNode):
             0,
             99,
         )
+        declare(self, "dry_run", False, "Do everything but write to the controllers")
+        declare(
+            self,
+            "home_speed",
+            0.25,
+            "Share of the joints' limits that ~/home uses",
+            0.01,
+            1.0,
+        )
+        declare(
+            self,
+            "max_tracking_error",
+            0.5,
+            "How far a joint may be from its command, for half a second [rad or m]; 0 for any",
+            0.0,
+            100.0,
+        )
+        declare(self, "exclusive", True, "Refuse to move while another node publishes on a command topic")
         self._entities: list = []
+        self._services: list = []
         self._writers: dict[str, Writer] = {}
         self._server: ActionServer | None = None
         self._timers: list = []
@@ -127,8 +145,8 @@ class ExecutorNode(BodyNode):
 
     def configure(self, embodiment: Embodiment) -> None:
         try:
-            self._follower = Follower(embodiment)
-        except UnsupportedGroup as error:
+            self._follower = Follower(embodiment, self.value("handover") or None)
+        except (UnsupportedGroup, ValueError) as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
         try:
             for group in embodiment.actions:
@@ -136,16 +154,34 @@ class ExecutorNode(BodyNode):
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
         self._take_priority(self.value("realtime_priority"))
-        self._reset_observations()
+        self._dry_run = self.value("dry_run")
+        self._watchdog = Watchdog(
+            embodiment,
+            self._follower,
+            {} if self._dry_run else self._writers,
+            0.0 if self._dry_run else self.value("max_tracking_error"),
+        )
+        self._pending: ActionChunk | None = None
         self._state, self._trouble = State.STATE_IDLE, None
-        self._stop_began = self._stop_duration = self._stopped_at = math.nan
+        self._rest_state, self._rest_reason = State.STATE_IDLE, None
+        self._hold = False
+        self._stop_began = self._stop_duration = self._rested_at = self._home_until = math.nan
         self._capture_to_command = math.nan
         self._clock_seen = math.nan, 0.0
         self._commands = 0
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
         self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
+        for name, kind, call in (
+            ("stop", Trigger, self._on_stop),
+            ("reset", Trigger, self._on_reset),
+            ("pause", Trigger, self._on_pause),
+            ("resume", Trigger, self._on_resume),
+            ("home", Trigger, self._on_home),
+            ("take_over", SetBool, self._on_take_over),
+        ):
+            self._services.append(self.create_service(kind, f"~/{name}", call))
         for topic in embodiment.state.joint_states:
-            keep = partial(self._on_joints, names=embodiment.state.joint_names.get(topic))
+            keep = partial(self._watchdog.hear_joints, names=embodiment.state.joint_names.get(topic))
             self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         if embodiment.state.odometry and self._follower.needs_odometry:
             self._entities.append(
@@ -155,7 +191,7 @@ class ExecutorNode(BodyNode):
             self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         )
         self._entities.append(
-            self.create_subscription(PolicyStatus, "policy_status", self._on_policy, qos.RELIABLE)
+            self.create_subscription(PolicyStatus, "policy_status", self._watchdog.hear_policy, qos.RELIABLE)
         )
         self._server = ActionServer(
             self,
@@ -181,14 +217,14 @@ class ExecutorNode(BodyNode):
         for timer in self._timers:
             self.destroy_timer(timer)
         self._timers = []
+        # Nothing else runs during a transition, so the ramp is written here.
+        while not (self._follower.resting or self._state == State.STATE_FAULT):
+            self._write(self._follower.brake(), self.now)
+            time.sleep(self._follower.period)
         if self._task is not None:
-            # Nothing else runs during a transition, so the ramp is written here.
-            while not self._follower.resting:
-                self._write(self._follower.brake(), self.now)
-                time.sleep(self._follower.period)
             message = "the executor was deactivated during the task"
             self._finish(self._task, Trouble(Result.EXECUTOR_SHUTDOWN, message))
-        self._set_state(State.STATE_IDLE, None)
+        self._settle(None)
 
     def cleanup(self) -> None:
         if self._server is not None:
@@ -197,6 +233,9 @@ class ExecutorNode(BodyNode):
         for entity in self._entities:
             self.destroy_subscription(entity)
         self._entities = []
+        for service in self._services:
+            self.destroy_service(service)
+        self._services = []
         for writer in self._writers.values():
             writer.destroy(self)
         self._writers = {}
@@ -220,47 +259,15 @@ class ExecutorNode(BodyNode):
     @property
     def busy(self) -> bool:
         # A result that was decided needs a few turns of the loop to reach the client.
-        return self.active and (self._task is not None or time.monotonic() < self._ended + RESULT_PATIENCE)
+        moving = self._task is not None or not (self._follower.resting or self._state == State.STATE_FAULT)
+        return self.active and (moving or time.monotonic() < self._ended + RESULT_PATIENCE)
 
     def prepare_end(self) -> None:
-        if self.active and self._task is not None:
-            self._decide(Trouble(Result.EXECUTOR_SHUTDOWN, "the executor was asked to end during the task"))
+        if self.active:
+            reason = Trouble(Result.EXECUTOR_SHUTDOWN, "the executor was asked to end during the task")
+            self._come_to_rest(State.STATE_IDLE, reason)
 
     # What is heard
-
-    def _reset_observations(self) -> None:
-        self._joint_value: dict[str, float] = {}
-        self._joint_stamp: dict[str, float] = {}
-        self._joint_trouble: Trouble | None = None
-        self._heartbeat = -math.inf
-        self._late_ticks = 0
-        self._policy: PolicyStatus | None = None
-        self._pending: ActionChunk | None = None
-
-    def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
-        known = self.embodiment.joints
-        names = message.name if names is None else names
-        if len(message.position) != len(names):
-            self._joint_trouble = Trouble(
-                Result.JOINT_STATE_INVALID,
-                f"joint states hold {len(names)} names and {len(message.position)} positions, "
-                "expected as many of one as of the other",
-            )
-            return
-        stamp = seconds(message.header.stamp)
-        values = {n: p for n, p in zip(names, message.position) if n in known}  # noqa: B905 - same length
-        broken = [name for name, position in values.items() if not math.isfinite(position)]
-        if broken:
-            self._joint_trouble = Trouble(
-                Result.JOINT_STATE_INVALID,
-                f"position of joint {broken[0]} is {values[broken[0]]}, expected a finite number; "
-                "check the driver of the robot",
-            )
-            return
-        self._joint_value.update(values)
-        self._joint_stamp.update(dict.fromkeys(values, stamp))
-        if len(self._joint_value) == len(known):
-            self._follower.joints.add(stamp, [self._joint_value[name] for name in known])
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose
@@ -269,10 +276,6 @@ class ExecutorNode(BodyNode):
             self._follower.pose.add(seconds(message.header.stamp), value)
         else:
             self.get_logger().warning(f"odometry holds {value}, dropped", throttle_duration_sec=1.0)
-
-    def _on_policy(self, message: PolicyStatus) -> None:
-        self._heartbeat = time.monotonic()
-        self._policy = message
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # The newest counts; it is looked at when the robot may follow it.
@@ -296,9 +299,10 @@ class ExecutorNode(BodyNode):
             message = f"time limit: found {limit} s, expected 0 to {longest} s"
             _end_goal(goal, Result.INVALID_TIME_LIMIT, message, 0.0, 0)
             return
-        if self._state == State.STATE_FAULT:
-            message = f"the executor refuses to move: {self._trouble.message}"
-            _end_goal(goal, self._trouble.code, message, 0.0, 0)
+        reason = self._trouble if self._state == State.STATE_FAULT else self._rest_reason
+        if reason is not None:
+            message = f"the executor refuses to move: {reason.message}"
+            _end_goal(goal, reason.code, message, 0.0, 0)
             return
         if self._task is not None:
             self._finish(self._task, Trouble(Result.PREEMPTED, "a newer goal took over"))
@@ -306,14 +310,14 @@ class ExecutorNode(BodyNode):
         self._task = ActiveTask(
             goal, self._next_task_id, instruction, now, limit or self.value("default_time_limit")
         )
-        self._joint_trouble = None
+        self._watchdog.begin()
         self._pending = None
+        self._hold = False
         self._capture_to_command = math.nan
         self._publish_task(self._task.task_id, True, instruction, now)
         # A robot that still moves for the task before comes to rest first: the new one starts from rest.
         self._set_state(State.STATE_WAITING if self._follower.resting else State.STATE_STOPPING, None)
-        if self._state == State.STATE_STOPPING:
-            self._stop_began = now
+        self._stop_began = self._rested_at = now
         self.get_logger().info(
             f"task {self._task.task_id}: {instruction!r}, at most {self._task.time_limit} s"
         )
@@ -325,7 +329,7 @@ class ExecutorNode(BodyNode):
         task = self._task
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
-            task.began = now
+            task.began = self._rested_at = now
             self._publish_task(task.task_id, True, task.instruction, now)
         try:
             if task is not None:
@@ -334,6 +338,8 @@ class ExecutorNode(BodyNode):
                 self._wait(task, now)
             elif self._state == State.STATE_RUNNING:
                 self._run(task, now)
+            elif self._state == State.STATE_HOMING:
+                self._go_home(now)
             if self._state == State.STATE_STOPPING:
                 self._stop(now)
             elif self._state == State.STATE_STOPPED:
@@ -349,7 +355,9 @@ class ExecutorNode(BodyNode):
         if task.goal.is_cancel_requested:
             self._decide(Trouble(Result.CANCELLED, "cancelled"))
             return
-        if now - task.began >= task.time_limit:
+        if self._hold:
+            return  # the robot rests or is about to; time does not count
+        if now - task.began - task.held >= task.time_limit:
             self._decide(Trouble(Result.TIME_LIMIT, f"ran to its time limit of {task.time_limit:.1f} s"))
             return
         trouble = self._find_trouble(task, now)
@@ -370,87 +378,25 @@ class ExecutorNode(BodyNode):
             self._begin_stop(trouble, now)
         elif self._state == State.STATE_WAITING:
             self._set_state(State.STATE_STOPPED, trouble)
-            self._stopped_at = now
+            self._rested_at = now
 
     def _find_trouble(self, task: ActiveTask, now: float) -> Trouble | None:
-        """The first thing that forbids motion."""
-        silent = self._policy_silence()
-        limit = self.embodiment.stop.heartbeat_timeout
-        # Seen twice: after a stall of this process the first look comes before the heartbeats that wait.
-        self._late_ticks = self._late_ticks + 1 if silent > limit else 0
-        if self._late_ticks >= 2 or (self._late_ticks and not task.ready):
-            heard = "never" if math.isinf(silent) else f"last {silent:.2f} s ago"
-            return Trouble(
-                Result.POLICY_LOST,
-                f"no heartbeat of the policy (heard {heard}, allowed {limit} s); is its process running?",
-                passing=True,
-            )
-        for name, writer in self._writers.items():
-            if not writer.connected:
-                return Trouble(
-                    Result.CONTROLLER_LOST,
-                    f"nobody subscribes to {writer.topic}; is the {writer.kind} of {name} active?",
-                )
-        if self._joint_trouble is not None:
-            return self._joint_trouble
-        age_limit = self.embodiment.state.max_age
-        topics = ", ".join(self.embodiment.state.joint_states)
-        missing = [name for name in self.embodiment.joints if name not in self._joint_stamp]
-        if missing and self._joint_stamp:
-            return Trouble(
-                Result.JOINT_STATE_INVALID,
-                f"joint {', '.join(missing)} is missing from {topics}, "
-                f"which name {', '.join(sorted(self._joint_stamp))}",
-            )
-        if missing:
-            return Trouble(Result.JOINT_STATE_STALE, f"no joint states on {topics}", passing=True)
-        if self.embodiment.joints:
-            oldest = min(self.embodiment.joints, key=self._joint_stamp.__getitem__)
-            age = now - self._joint_stamp[oldest]
-            if age > age_limit:
-                return Trouble(
-                    Result.JOINT_STATE_STALE,
-                    f"joint states on {topics} stopped: {oldest} is {age:.2f} s old, allowed {age_limit} s",
-                    passing=True,
-                )
-        if self._follower.needs_odometry:
-            newest = self._follower.pose.newest
-            age = math.inf if newest is None else now - newest[0]
-            if age > age_limit:
-                return Trouble(
-                    Result.ODOMETRY_STALE,
-                    f"odometry on {self.embodiment.state.odometry} is {age:.2f} s old, allowed {age_limit} s",
-                    passing=True,
-                )
-        policy = self._policy
-        if policy is None:
-            return Trouble(Result.POLICY_LOST, "no heartbeat of the policy yet", passing=True)
-        if policy.embodiment != self.embodiment.name:
-            return Trouble(
-                Result.CHUNK_INVALID,
-                f"the policy serves embodiment {policy.embodiment!r}, the executor {self.embodiment.name!r}",
-            )
-        if policy.task_id == task.task_id:
-            if policy.state == PolicyStatus.STATE_FAULT:
-                return Trouble(policy.code or Result.MODEL_FAULT, policy.message)
-            if policy.state == PolicyStatus.STATE_WAITING and task.chunks:
-                return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
-        return None
-
-    def _policy_silence(self) -> float:
-        # Wall time: a process is alive or not, however fast the simulated clock runs.
-        return time.monotonic() - self._heartbeat
+        return self._watchdog.find(task.task_id, task.ready, task.chunks, now)
 
     def _wait(self, task: ActiveTask, now: float) -> None:
         """At rest at the start of a task: move with the first usable chunk."""
         if task.ready and self._pending is not None:
             self._start_moving(task, now)
-        elif task.ready and now - task.began > self.value("chunk_timeout"):
-            waited = f"no chunk within {now - task.began:.1f} s of the task's start"
+        elif task.ready and now - self._rested_at > self.value("chunk_timeout"):
+            waited = f"no chunk within {now - self._rested_at:.1f} s"
             self._decide(Trouble(Result.CHUNK_STALE, waited))
 
     def _start_moving(self, task: ActiveTask, now: float) -> None:
-        self._follower.start(now)
+        # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
+        if task.moved:
+            self._follower.go_on(now)
+        else:
+            self._follower.start(now)
         if self._accept(task, now):
             self._set_state(State.STATE_RUNNING, None)
             self._move(task, now)
@@ -469,6 +415,7 @@ class ExecutorNode(BodyNode):
         self._move(task, now)
 
     def _move(self, task: ActiveTask, now: float) -> None:
+        task.moved = True
         self._write(self._follower.step(now), now)
         if math.isnan(self._capture_to_command):
             self._capture_to_command = self.now - self._follower.timeline.stamp
@@ -513,14 +460,17 @@ class ExecutorNode(BodyNode):
         if not self._follower.resting:
             return
         self._stop_duration = now - self._stop_began
-        task = self._task
+        task, self._rested_at = self._task, now
         if task is not None and task.verdict is not None:
             self._finish(task, task.verdict)
+        elif task is not None and self._hold:
+            self._set_state(State.STATE_HOLDING, None)
         elif task is not None and self._trouble is not None:
             self._set_state(State.STATE_STOPPED, self._trouble)
-            self._stopped_at = now
+        elif task is not None:
+            self._set_state(State.STATE_WAITING, None)
         else:
-            self._set_state(State.STATE_IDLE if task is None else State.STATE_WAITING, None)
+            self._settle(self._trouble)
 
     def _stay(self, task: ActiveTask, now: float) -> None:
         """At rest within a task: go on when the reason has passed, else end."""
@@ -530,7 +480,7 @@ class ExecutorNode(BodyNode):
             self._start_moving(task, now)
             return
         patience = self.value("recovery_timeout" if trouble is not None else "chunk_timeout")
-        if now - self._stopped_at > patience:
+        if now - self._rested_at > patience:
             self._decide(trouble or self._trouble)
 
     def _begin_stop(self, trouble: Trouble | None, now: float) -> None:
@@ -551,7 +501,7 @@ class ExecutorNode(BodyNode):
             self._begin_stop(reason, self.now)
 
     def _finish(self, task: ActiveTask, verdict: Trouble) -> None:
-        self._task = None
+        self._task, self._hold = None, False
         elapsed = self.now - task.began
         text = f"task {task.task_id} ended with code {verdict.code}: {verdict.message}"
         # One call each: rclpy ties a severity to the line that logs.
@@ -560,13 +510,136 @@ class ExecutorNode(BodyNode):
         else:
             self.get_logger().warning(text)
         self._publish_task(task.task_id, False, task.instruction, self.now)
-        self._set_state(State.STATE_IDLE, verdict if verdict.code >= FIRST_ERROR else None)
+        self._settle(verdict if verdict.code >= FIRST_ERROR else None)
         _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)
         self._ended = time.monotonic()
 
+    def _settle(self, trouble: Trouble | None) -> None:
+        """Nothing is left to do."""
+        self._set_state(self._rest_state, self._rest_reason or trouble)
+
+    def _come_to_rest(self, state: int, reason: Trouble) -> None:
+        """End what is being done, ramp to rest, and stay there in `state`."""
+        self._rest_state = state
+        self._rest_reason = None if state == State.STATE_IDLE else reason
+        self._hold = False
+        if self._task is not None:
+            if self._task.verdict is None:
+                self._decide(reason)
+        elif self._state == State.STATE_FAULT:
+            pass  # nothing is written in it
+        elif not self._follower.resting:
+            self._begin_stop(reason, self.now)
+        else:
+            self._settle(None)
+
+    # Services
+
+    def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        reason = Trouble(Result.STOP_REQUESTED, "stopped by ~/stop; call ~/reset to go on")
+        self._come_to_rest(State.STATE_HALTED, reason)
+        return _answer(response, True, "at rest" if self._state in CLOSED else "stopping")
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        if self._state == State.STATE_YIELDED or self._rest_state == State.STATE_YIELDED:
+            return _answer(response, False, "the robot is in other hands: call ~/take_over with false")
+        if self._state not in CLOSED and self._rest_state != State.STATE_IDLE:
+            return _answer(response, False, "the robot still moves: call again when it rests")
+        if self._state == State.STATE_FAULT:
+            try:
+                # The fault left the planner where it was, the robot may be elsewhere.
+                self._follower.start(self.now)
+            except ValueError as error:
+                return _answer(response, False, str(error))
+        if self._state in CLOSED:
+            self._open()
+        return _answer(response, True, "ready")
+
+    def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        if self._task is None or self._task.verdict is not None:
+            return _answer(response, False, "no task to pause")
+        if not self._hold:
+            self._hold, self._hold_began = True, self.now
+            if self._state == State.STATE_RUNNING:
+                self._begin_stop(None, self.now)
+            elif self._state != State.STATE_STOPPING:
+                self._set_state(State.STATE_HOLDING, None)
+        return _answer(response, True, "holding" if self._state == State.STATE_HOLDING else "stopping")
+
+    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        if not self._hold:
+            return _answer(response, False, "nothing is paused")
+        self._hold = False
+        self._task.held += self.now - self._hold_began
+        self._pending = None
+        self._watchdog.begin()
+        if self._state == State.STATE_HOLDING:
+            self._rested_at = self.now
+            self._set_state(State.STATE_WAITING, None)
+        return _answer(response, True, "going on with the next chunk")
+
+    def _on_home(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        if self._task is not None or self._state != State.STATE_IDLE:
+            return _answer(
+                response, False, "the robot is busy or stopped: home is for a robot without a task"
+            )
+        now = self.now
+        self._watchdog.begin()
+        trouble = self._watchdog.find_in_robot(now)
+        if trouble is not None:
+            return _answer(response, False, trouble.message)
+        duration = self._follower.start_home(now, self.value("home_speed"))
+        self._home_until = now + duration + HOMING_PATIENCE
+        self._set_state(State.STATE_HOMING, None)
+        return _answer(response, True, f"home in {duration:.1f} s")
+
+    def _on_take_over(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if refused := self._refusal():
+            return _answer(response, False, refused)
+        if request.data:
+            if State.STATE_HALTED in (self._state, self._rest_state) or self._state == State.STATE_FAULT:
+                return _answer(response, False, "the robot is stopped: call ~/reset first")
+            reason = Trouble(Result.TAKEN_OVER, "in other hands; call ~/take_over with false to give it back")
+            self._come_to_rest(State.STATE_YIELDED, reason)
+            at_rest = self._state == State.STATE_YIELDED
+            return _answer(response, True, "yours" if at_rest else "stopping; yours in state YIELDED")
+        if self._state != State.STATE_YIELDED:
+            return _answer(response, False, "the robot is not in other hands")
+        # The next motion starts from where the robot is then.
+        self._open()
+        return _answer(response, True, "taken back")
+
+    def _refusal(self) -> str:
+        return "" if self.active else "the executor is not active: activate it first"
+
+    def _open(self) -> None:
+        self._rest_state, self._rest_reason = State.STATE_IDLE, None
+        self._set_state(State.STATE_IDLE, None)
+
+    def _go_home(self, now: float) -> None:
+        trouble = self._watchdog.find_in_robot(now)
+        if trouble is None and now > self._home_until:
+            trouble = Trouble(Result.TRACKING_LOST, "home is not reached in time: a limit is in the way")
+        if trouble is not None:
+            self._begin_stop(trouble, now)
+            return
+        self._write(self._follower.step_home(now), now)
+        if self._follower.homed:
+            self._set_state(State.STATE_IDLE, None)
+
     def _fault(self, reason: str) -> None:
         trouble = Trouble(Result.CHUNK_INVALID, reason)
-        self.get_logger().error(f"refusing to move until configured again: {reason}")
+        self.get_logger().error(f"refusing to move until ~/reset: {reason}")
         if self._task is not None:
             self._finish(self._task, trouble)
         self._set_state(State.STATE_FAULT, trouble)
@@ -574,8 +647,10 @@ class ExecutorNode(BodyNode):
     def _write(self, commands: list[Command], now: float) -> None:
         stamp = self.stamp(now)
         for command in commands:
-            self._writers[command.group].write(command, stamp)
-        self._commands += 1
+            self._watchdog.note(command)
+            if not self._dry_run:
+                self._writers[command.group].write(command, stamp)
+        self._commands += not self._dry_run
 
     # What is said
 
@@ -604,11 +679,26 @@ class ExecutorNode(BodyNode):
         elif self._task is not None and wall - self._clock_seen[1] > CLOCK_PATIENCE:
             message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
             self._finish(self._task, Trouble(Result.JOINT_STATE_STALE, message))
-        task, policy = self._task, self._policy
+        self._look_for_rivals()
+        task, policy = self._task, self._watchdog.policy
         if task is not None and policy is not None and policy.task_id != task.task_id:
             # A policy that has just started may have missed it.
             self._publish_task(task.task_id, True, task.instruction, task.began)
         self._publish_status()
+
+    def _look_for_rivals(self) -> None:
+        """Who else commands the robot; looked at here, because the graph is slow to ask."""
+        if not self.value("exclusive") or self._dry_run:
+            return
+        own = self.get_name(), self.get_namespace()
+        rivals = {}
+        for writer in self._writers.values():
+            if self.count_publishers(writer.topic) > 1:
+                infos = self.get_publishers_info_by_topic(writer.topic)
+                names = [(info.node_name, info.node_namespace) for info in infos]
+                if names := [f"{n[1].rstrip('/')}/{n[0]}" for n in names if n != own]:
+                    rivals[writer.topic] = names
+        self._watchdog.rivals = rivals
 
     def _publish_status(self) -> None:
         now, task = self.now, self._task
@@ -626,6 +716,7 @@ class ExecutorNode(BodyNode):
             commands=self._commands,
             clamped=self._follower.clamped,
             stop_duration=self._stop_duration,
+            dry_run=self._dry_run,
         )
         message.header.stamp = self.stamp(now)
         self._status_publisher.publish(message)
@@ -650,6 +741,11 @@ _APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
 
 def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
     raise RuntimeError("goals are ended by _end_goal")
+
+
+def _answer(response, success: bool, message: str):
+    response.success, response.message = success, message
+    return response
 
 
 def _end_goal(goal: ServerGoalHandle, code: int, message: str, elapsed: float, chunks: int) -> None:

@@ -239,7 +239,7 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
     finally:
         rclpy.try_shutdown()
         if "torch" in sys.modules:
-            # What torch leaves is not searched for cycles at the interpreter's end: seconds on a busy machine.
+            # To search what torch leaves for cycles takes seconds on a busy machine.
             gc.freeze()
         else:
             # Extension modules complain of objects that the interpreter's end does not reach.

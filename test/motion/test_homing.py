@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_vla_ros.embodiment import load_embodiment
@@ -16,13 +16,14 @@ from qwen_vla_ros.motion.stop import Limits
 LIMITS = Limits([-3.0, -3.0], [3.0, 3.0], [1.0, 2.0], [4.0, 5.0], [30.0, 20.0])
 
 
+@settings(deadline=None)
 @given(
     way=st.lists(st.floats(-3.0, 3.0), min_size=2, max_size=2),
     share=st.floats(0.05, 1.0),
 )
 def test_a_passage_uses_no_more_than_its_share_of_the_limits(way: list[float], share: float) -> None:
     passage = Passage([0.0, 0.0], way, LIMITS, share)
-    times = np.linspace(0.0, passage.duration, 2001)
+    times = np.linspace(0.0, passage.duration, 801)
     step = times[1] - times[0]
     positions = np.array([passage.sample(time)[0] for time in times])
     assert positions[-1] == pytest.approx(way)
@@ -60,3 +61,27 @@ def test_a_base_stays() -> None:
     for command in follower.step_home(0.01):
         assert (command.velocity == 0.0).all()
     assert follower.homed
+
+
+def test_going_on_starts_from_the_last_command_not_from_what_is_measured() -> None:
+    body = load_embodiment("franka_panda")
+    home = np.array([body.home[name] for name in body.joints])
+    follower = Follower(body)
+    follower.joints.add(0.0, home)
+    follower.start(0.0)
+    rows = np.repeat((home + 0.1)[None], body.horizon, axis=0)
+    follower.offer(rows, 0.0, 1 / body.control_rate, 0.0)
+    now = 0.0
+    while now < 0.5:
+        follower.step(now)
+        now += follower.period
+    while not follower.resting:
+        last = follower.brake()
+    follower.joints.add(now, home)  # lags behind
+    follower.go_on(now)
+    first = follower.brake()
+    for before, after in zip(last, first, strict=True):
+        assert isinstance(before, JointCommand)
+        assert isinstance(after, JointCommand)
+        assert after.position == pytest.approx(before.position, abs=1e-9)
+    assert np.abs(first[0].position - home[:7]).max() > 0.02
