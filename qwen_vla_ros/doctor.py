@@ -39,6 +39,7 @@ def doctor(
             body,
             None if checkpoint is None else read_checkpoint_facts(checkpoint),
             None if description is None else read_urdf(description),
+            chains_only=urdf is None,
         )
     except (CheckpointFolderError, UrdfError) as error:
         _fail(str(error))

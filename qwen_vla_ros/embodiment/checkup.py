@@ -70,11 +70,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared; what is None is left out."""
+    """What is compared; what is None is left out.
+
+    Attributes:
+        chains_only: the URDF holds no more than the chains of `ik`: other joints need not be in it.
+    """
 
     embodiment: Embodiment
     checkpoint: CheckpointFacts | None = None
     urdf: Urdf | None = None
+    chains_only: bool = False
 
 
 Check = Callable[[Subject], Iterable[Finding]]
@@ -409,6 +414,8 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
     for joints, _ in _jointed(subject.embodiment):
         for k, name in enumerate(joints.names):
             joint, path = urdf.joints.get(name), joints.named[k]
+            if joint is None and subject.chains_only and "ik" not in joints.path:
+                continue
             if joint is None:
                 close = difflib.get_close_matches(name, movable, n=1, cutoff=0.5)
                 hint = f"{close[0]!r}?" if close else f"one of {_some(movable)}"

@@ -396,6 +396,15 @@ def test_own_names_of_joints_are_not_errors(urdf):
     assert (finding.code, finding.warning) == ("URDF_JOINT_UNKNOWN", True)
 
 
+def test_a_urdf_of_chains_only_need_not_have_grippers(urdf):
+    body = robot((["actions", 0], EEF), (["actions", 1, "joints", 0], "grip"))
+    assert [f.code for f in examine(Subject(body, urdf=urdf))] == ["URDF_JOINT_UNKNOWN"]
+    assert examine(Subject(body, urdf=urdf, chains_only=True)) == []
+    other = robot((["actions", 0], edited(EEF, ["ik", "joints", 0], "sholder")))
+    (finding,) = examine(Subject(other, urdf=urdf, chains_only=True))
+    assert (finding.code, finding.field) == ("URDF_JOINT_UNKNOWN", "actions[0].ik.joints[0]")
+
+
 def test_fractions_that_the_robot_counts_itself_are_not_compared(urdf):
     assert examine(Subject(robot((["actions", 1, "opening"], None)), urdf=urdf)) == []
 

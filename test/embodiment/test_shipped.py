@@ -189,6 +189,29 @@ def test_fits_its_urdf(name, package, file):
     assert [str(finding) for finding in findings if not finding.warning] == []
 
 
+EEF = [
+    name
+    for name in list_embodiments()
+    if any(getattr(group, "ik", None) is not None for group in load_embodiment(name).actions)
+]
+
+
+@pytest.mark.parametrize("name", EEF)
+def test_end_effectors_fit_the_urdf_that_moves_them(name):
+    body = load_embodiment(name)
+    (file,) = {group.ik.urdf for group in body.actions if getattr(group, "ik", None) is not None}
+    assert examine(Subject(body, urdf=read_urdf(file), chains_only=True)) == []
+
+
+@pytest.mark.parametrize("name", list_embodiments())
+def test_the_executor_can_follow_chunks_of_it(name):
+    follower = pytest.importorskip("qwen_vla_ros.motion.follower")
+    body = load_embodiment(name)
+    if name in EEF:
+        pytest.importorskip("pinocchio")
+    assert follower.Follower(body).period == 1.0 / body.command_rate
+
+
 def test_base_limits_and_controller():
     body = load_embodiment("tiago_base")
     (group,) = body.actions
