@@ -89,6 +89,10 @@ class UrdfKinematics:
         self._pin, self._model, self._data = pinocchio, model, model.createData()
         self._tip = model.getFrameId(tip)
         self._base = model.getFrameId(base) if base else None
+        if self._base is not None and model.frames[self._base].parentJoint != 0:
+            raise KinematicsError(
+                f"{file}: link {base} moves with the joints, expected one that stands still"
+            )
         self._screws: tuple[np.ndarray, ...] | None = None
         # Pinocchio keeps its own order, and a continuous joint as cosine and sine.
         ids = [model.getJointId(name) for name in joints]

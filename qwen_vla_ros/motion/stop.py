@@ -100,12 +100,6 @@ class Brake:
             state.position + [bound.max for bound in extrema],
         )
 
-    def path(self, state: AxisState, period: float) -> np.ndarray:
-        """Positions at every period [s] on the way to rest, from `state` on. Shape (k, n)."""
-        duration, _, _ = self.plan(state)
-        times = np.minimum(np.arange(np.ceil(duration / period) + 1) * period, duration)
-        return state.position + np.array([self._plan.at_time(time)[0] for time in times])
-
     def step(self, state: AxisState, period: float) -> AxisState:
         """The state one period [s] later on the way to rest; rest stays rest."""
         duration, _, _ = self.plan(state)
@@ -113,3 +107,48 @@ class Brake:
             return AxisState.at_rest(state.position + self._plan.at_time(duration)[0])
         shift, velocity, acceleration = (np.array(value) for value in self._plan.at_time(period))
         return AxisState(state.position + shift, velocity, acceleration)
+
+
+class Escape:
+    """One way to rest, planned once and then followed: all axes together, so that a tip they move slows down.
+
+    Args:
+        limits: only acceleration and jerk matter here. Shape (n,).
+        state: where it begins.
+
+    Raises:
+        MotionError: there is none.
+    """
+
+    def __init__(self, limits: Limits, state: AxisState):
+        n = len(limits)
+        parameters = ruckig.InputParameter(n)
+        parameters.control_interface = ruckig.ControlInterface.Velocity
+        parameters.synchronization = ruckig.Synchronization.Time
+        parameters.max_acceleration = limits.acceleration.tolist()
+        parameters.max_jerk = limits.jerk.tolist()
+        parameters.current_position = [0.0] * n
+        parameters.current_velocity = state.velocity.tolist()
+        parameters.current_acceleration = state.acceleration.tolist()
+        parameters.target_velocity = parameters.target_acceleration = [0.0] * n
+        self._plan, self._start, self._elapsed = ruckig.Trajectory(n), state.position, 0.0
+        try:
+            result = ruckig.Ruckig(n).calculate(parameters, self._plan)
+        except ruckig.RuckigError as error:
+            raise MotionError(f"no braking trajectory: {error}") from error
+        if result not in (ruckig.Result.Working, ruckig.Result.Finished):
+            raise MotionError(f"no braking trajectory from {state}: {result}")
+
+    def path(self, period: float) -> np.ndarray:
+        """Positions at every period [s] until rest, the start first. Shape (k, n)."""
+        duration = self._plan.duration
+        times = np.minimum(np.arange(np.ceil(duration / period) + 1) * period, duration)
+        return self._start + np.array([self._plan.at_time(time)[0] for time in times])
+
+    def advance(self, period: float) -> AxisState:
+        """The state one period [s] further on; rest stays rest."""
+        self._elapsed += period
+        if self._elapsed >= self._plan.duration:
+            return AxisState.at_rest(self._start + self._plan.at_time(self._plan.duration)[0])
+        shift, velocity, acceleration = (np.array(value) for value in self._plan.at_time(self._elapsed))
+        return AxisState(self._start + shift, velocity, acceleration)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import ruckig
 
@@ -21,8 +23,9 @@ class JointTracker:
     Every step keeps one promise: from the state reached, the brake comes to rest inside the position limits.
     A step that would break it is replaced by a step of the brake, so the promise holds for ever.
 
-    Each axis is planned for itself, to arrive at the set-point `horizon` from now with its velocity, neither
-    earlier nor, where limits allow, later: no lag behind a feasible set-point, little of a noisy one's noise.
+    Each axis is planned for itself, to arrive at the set-point `horizon` from now with its velocity, and not
+    earlier: no lag behind a feasible set-point, little of a noisy one's noise. Where limits do not allow
+    that, it meets the set-point on its way as soon as they do.
 
     Args:
         limits: shapes (n,).
@@ -116,10 +119,6 @@ class JointTracker:
         self.state = self._brake.step(self.state, self.period)
         return self.state
 
-    def braking(self) -> np.ndarray:
-        """Positions at every period from now on while braking, the present one first. Shape (k, n)."""
-        return self._brake.path(self.state, self.period)
-
     @staticmethod
     def _of(state: AxisState, axis: int) -> tuple[float, float, float]:
         return state.position[axis], state.velocity[axis], state.acceleration[axis]
@@ -136,31 +135,48 @@ class JointTracker:
 
     def _step_axis(self, axis: int, position: float, velocity: float) -> tuple[float, float, float] | None:
         """State of one axis one period on, or None when the planner finds no way."""
-        parameters = self._inputs[axis]
-        parameters.current_position = [self.state.position[axis]]
-        parameters.current_velocity = [self.state.velocity[axis]]
-        parameters.current_acceleration = [self.state.acceleration[axis]]
-        parameters.target_position = [position]
-        parameters.target_velocity = [velocity]
         if velocity == 0 and self._arrived(axis, position):
             return None
-        for minimum in (self.horizon, None):
-            parameters.minimum_duration = minimum
-            try:
-                result = self._planner.calculate(parameters, self._plan)
-            except ruckig.RuckigError:
-                continue
-            if result not in (ruckig.Result.Working, ruckig.Result.Finished):
-                continue
-            if self._plan.duration < self.period:
-                continue
-            reached = [value[0] for value in self._plan.at_time(self.period)]
-            if (
-                np.isfinite(reached).all()
-                and abs(reached[1]) <= self.limits.velocity[axis]
-                and abs(reached[2]) <= self.limits.acceleration[axis] * (1 + 1e-9)
-            ):
-                return reached[0], reached[1], reached[2]
+        parameters = self._inputs[axis]
+        parameters.minimum_duration = self.horizon
+        if self._plan_axis(axis, position, velocity, 0.0) and self._plan.duration <= self.horizon * (
+            1 + 1e-9
+        ):
+            return self._reached(axis, 0.0)
+        # Too late for that. The fastest plan to a state in motion may back away from it for a run-up; so the
+        # set-point is met on its way, planned in the frame that moves with it.
+        parameters.minimum_duration = None
+        position -= velocity * self.horizon
+        if self._plan_axis(axis, position, 0.0, velocity) and self._plan.duration >= self.period:
+            return self._reached(axis, velocity)
+        return None
+
+    def _plan_axis(self, axis: int, position: float, velocity: float, frame: float) -> bool:
+        """Plan to a position and velocity in a frame that moves with velocity `frame` and is at 0 now."""
+        limit, state = self.limits.velocity[axis], self.state
+        parameters = self._inputs[axis]
+        parameters.max_velocity, parameters.min_velocity = [limit - frame], [-limit - frame]
+        parameters.current_position = [state.position[axis]]
+        parameters.current_velocity = [state.velocity[axis] - frame]
+        parameters.current_acceleration = [state.acceleration[axis]]
+        parameters.target_position, parameters.target_velocity = [position], [velocity]
+        try:
+            result = self._planner.calculate(parameters, self._plan)
+        except ruckig.RuckigError:
+            return False
+        return result in (ruckig.Result.Working, ruckig.Result.Finished)
+
+    def _reached(self, axis: int, frame: float) -> tuple[float, float, float] | None:
+        """The state that the plan reaches one period on; None if it breaks a limit."""
+        position, velocity, acceleration = (value[0] for value in self._plan.at_time(self.period))
+        position, velocity = position + frame * self.period, velocity + frame
+        limits = self.limits
+        if (
+            math.isfinite(position)
+            and abs(velocity) <= limits.velocity[axis]
+            and abs(acceleration) <= limits.acceleration[axis] * (1 + 1e-9)
+        ):
+            return position, velocity, acceleration
         return None
 
 

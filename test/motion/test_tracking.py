@@ -148,3 +148,16 @@ def test_limits_are_checked(field, value, reason):
     good = {"lower": [-1.0], "upper": [1.0], "velocity": [1.0], "acceleration": [1.0], "jerk": [1.0]}
     with pytest.raises(ValueError, match=reason):
         Limits(**{**good, field: value})
+
+
+def test_a_set_point_that_moves_away_is_met_and_not_backed_away_from():
+    limits = Limits([-9.0], [9.0], [2.0], [10.0], [300.0])
+    tracker = JointTracker(limits, PERIOD, HORIZON)
+    path = []
+    for k in range(80):
+        at = k * PERIOD + HORIZON
+        path.append(tracker.step([1.0 * at], [1.0]).position[0])
+    assert min(path) >= 0.0, "it went back for a run-up"
+    # From rest to 1 rad/s takes 0.13 s, in which half of the way is lost; then it is caught up with.
+    assert path[-1] == pytest.approx(80 * PERIOD, abs=1e-4)
+    assert np.abs(np.diff(path)).max() / PERIOD < 1.7
