@@ -39,7 +39,7 @@ PHRASES = (
 )
 
 WORDS = """
- a above absolute across action actions adjust again against agibot ahead align all aloha along alongside
+a above absolute across action actions adjust again against agibot ahead align all aloha along alongside
 already also always an and another any apple approach are arm arms around arrange arx5 as aside assemble
 at avoid away back backward backwards bag ball balls banana bar base basket bathroom battery be bed
 bedroom before behind below bend beneath beside between beyond big bimanual bin black block blocks blue
@@ -49,27 +49,27 @@ center centre chair cheese chicken chunk clean clear click close closer closest 
 color colored colour coloured come computer container continue control corn corner corridor counter cover
 cross cube cubes cup cupboard cups current cut cyan cylinder dark degree degrees delta desk dexterous
 dirty disk distance do door doors down downward draw drawer drawers drive drop dtheta dual dump dx dy
-edge egg eight elbow empty end enter every execute exit explore face facing far farther farthest fast
+edge eef egg eight elbow empty end enter every execute exit explore face facing far farther farthest fast
 feet fill find finger fingers finish firmly first five flat flip floor flower fold follow following food
 foot for fork forward forwards four fourier franka frequency fridge from front fruit full furthest g1
 galaxea garden gather gear gentle gently get give glass glasses glove go gold google gr grab grasp gray
 green grey grip gripper grippers ground guide hall hallway hammer hand handle hands hang hard has have he
-head heavy high higher highest hold hole home hook horizontal how human humanoid hz if image in insert
-inside inspect instruction into is it item items its itself jar joint joints jug juice just keep kettle
-key keyboard keys kitchen knife knock lamp laptop large last leave left leftmost leg legs lemon lever lid
-lids lift light little lock long look low lower lowest make man marker mat me meter meters microwave
-middle milk mix mobile move mug mugs mushroom napkin narrow navigate near nearer nearest neck neutral new
-next nine no not now nut object objects of off office old on once one onion only onto open operate
-opposite or orange organize other out outside oven over pack pal pale pan panda paper park pass past
-pause peg pegs pen pencil people pepper person phone pick pillar pillars pinch pink pipe pivot place
-plane plant plastic plate plates please plug point pole pose position pot potato pour predict press pull
-purple push put quick r1 radians raise reach reaching ready rear red refrigerator release remove reset
-rest return rice right rightmost ring robot roll room rooms rotate round rub rubber salt same scoop screw
-screwdriver search second seconds send separate serve set seven shake shape shelf shelves shift shirt
-shoe shoes short shoulder show shut side single sink sit six slide slot slow slowly small so so100 so101
-some sort spatula sphere sponge spoon spread square squeeze stack stand start state stay steel stick
-still stop store stove straight sugar sweep swing switch table take tall tap tape target task tea ten
-than that the their them then there these they thick thin thing third this those three through throw
+head heavy high higher highest hold hole home hook horizontal hover how human humanoid hz if image in
+insert inside inspect instruction into is it item items its itself jar joint joints jug juice just keep
+kettle key keyboard keys kitchen knife knock lamp laptop large last leave left leftmost leg legs lemon
+lever lid lids lift light little lock long look low lower lowest make man marker mat me meter meters
+microwave middle milk mix mobile move mug mugs mushroom napkin narrow navigate near nearer nearest neck
+neutral new next nine no not now nut object objects of off office old on once one onion only onto open
+operate opposite or orange organize other out outside oven over pack pad pal pale pan panda paper park
+pass past pause peg pegs pen pencil people pepper person phone pick pillar pillars pinch pink pipe pivot
+place plane plant plastic plate plates please plug point pole pose position pot potato pour predict press
+pull purple push put quick r1 radians raise reach reaching ready rear red refrigerator release remove
+reset rest return rice right rightmost ring robot roll room rooms rotate round rub rubber salt same scoop
+screw screwdriver search second seconds send separate serve set seven shake shape shelf shelves shift
+shirt shoe shoes short shoulder show shut side single sink sit six slide slot slow slowly small so so100
+so101 some sort spatula sphere sponge spoon spread square squeeze stack stand start state stay steel
+stick still stop store stove straight sugar sweep swing switch table take tall tap tape target task tea
+ten than that the their them then there these they thick thin thing third this those three through throw
 tiago tilt tiny to together toggle tomato too tool top touch toward towards towel toy toys train transfer
 travel tray truck turn twist two under unitree unlock until up upon upper upward ur10e ur5e us use using
 vegetable vertical via view violet viperx waist wait walk wall was wash watch water wave waypoint

@@ -199,7 +199,9 @@ def _build_aloha(setting: str) -> mujoco.MjSpec:
         else:
             _position_servo(actuator, actuator.gainprm[0], 0.06 * actuator.gainprm[0])
     for side in ("left", "right"):
-        spec.body(f"vx300s_{side}/gripper_link").add_site(name=f"{side}_tool", pos=[0.13, 0, 0])
+        gripper = f"vx300s_{side}/gripper_link"
+        spec.body(gripper).add_site(name=f"{side}_tool", pos=[0.13, 0, 0])
+        scene.add_camera(spec, f"cam_{side}_wrist", (-0.02, 0.0, 0.09), (0.16, 0.0, 0.02), 80, body=gripper)
     scene.dress(spec)
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.0, 0.5, 0.0), (1.30, 0.90), floor=-0.75)
@@ -359,17 +361,37 @@ def _aloha() -> Body:
     for side in ("left", "right"):
         names = [f"vx300s_{side}/{joint}" for joint in _VIPERX_JOINTS]
         seed = dict(zip(names, (0.0, -0.2, 0.55, 0.0, 0.75, 0.0), strict=True))
-        arms.append(Arm(side, f"{side}_tool", seed))
-        joints.update({name: Joint(name) for name in names})
         finger = f"vx300s_{side}/left_finger"
+        reach = (-0.30, 0.25) if side == "left" else (-0.25, 0.30)
+        arms.append(
+            Arm(
+                side,
+                f"{side}_tool",
+                seed,
+                gripper=finger,
+                opening=(0.021, 0.057),
+                thickness=0.012,
+                rigid=(names[3], names[5]),
+                approach=0,
+                space=((reach[0], 0.30, 0.0), (reach[1], 0.70, 0.30)),
+            )
+        )
+        joints.update({name: Joint(name) for name in names})
         joints[finger] = Joint(finger, {f"vx300s_{side}/right_finger": -1.0})
     return Body(
         name="aloha",
         build=_build_aloha,
         channels=tuple(joints),
         joints=joints,
-        tasks=("reach_with_arm",),
+        tasks=("reach_with_arm", "reach_with_both", "pick_up_with_arm"),
         embodiment="aloha_viperx",
+        cameras={
+            "ego": Camera((128, 128)),
+            "cam_left_wrist": Camera((128, 128)),
+            "cam_right_wrist": Camera((128, 128)),
+            "spectator": Camera((640, 480), spectator=True),
+        },
+        jittered=("ego", "cam_left_wrist", "cam_right_wrist"),
         arms=tuple(arms),
     )
 
@@ -383,7 +405,7 @@ def _tiago() -> Body:
             "wheel_left_joint": Joint("tiagobase_joint1", actuated=False),
             "wheel_right_joint": Joint("tiagobase_joint2", actuated=False),
         },
-        tasks=("drive",),
+        tasks=("drive", "stop_in_front", "go_between"),
         embodiment="tiago_base",
         base=Base("tiagobase", "tiagobase_joint1", "tiagobase_joint2", radius=0.0985, track=0.4044),
     )
@@ -402,7 +424,7 @@ def _g1() -> Body:
         build=_build_g1,
         channels=tuple(joints),
         joints=joints,
-        tasks=("touch",),
+        tasks=("touch", "point", "wave"),
         embodiment="unitree_g1",
         arms=tuple(arms),
     )

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwen_vla_ros.sim.catalogue import TASKS
 from qwen_vla_ros.sim.errors import SimulationError
+from qwen_vla_ros.sim.gestures import Wave
+from qwen_vla_ros.sim.navigation import GoBetween
 from qwen_vla_ros.sim.tasks import Drive, Goal
 from qwen_vla_ros.sim.tool_expert import tool_path
 from qwen_vla_ros.sim.world import World
@@ -28,6 +31,8 @@ _SPEED_GAIN = 1.0  # [1/s]
 _AHEAD = 0.5  # bearing beyond which the base turns on the spot [rad]
 _ALWAYS_LEFT = 0.9  # bearing beyond which it turns left wherever the pillar is [rad]
 _TICK = 0.05  # [s]
+_THROUGH = 0.35  # speed between two pillars [m/s]
+_BEYOND = 0.3  # behind the middle of two pillars it stops [m]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,34 @@ def joint_chunk(world: World, goal: Goal, horizon: int, step: float) -> np.ndarr
     now = np.array([measured[name] for name in world.body.channels])
     if goal.task in TOOL_TASKS:
         return _with_tool(world, goal, now, horizon, step)
+    if goal.task == "wave":
+        return _wave(world, goal, now, horizon, step)
     return _straight(world, now, expert_target(world, goal), horizon, step)
+
+
+def _wave(world: World, goal: Goal, now: np.ndarray, horizon: int, step: float) -> np.ndarray:
+    """The hand goes round on a closed way, so that its posture tells where it goes next.
+
+    From elsewhere it goes to the nearest place of that way; the other arm goes home.
+    """
+    task = TASKS["wave"]
+    assert isinstance(task, Wave)
+    assert goal.arm is not None
+    channels = world.body.channels
+    yaw, elbow = (channels.index(f"{goal.arm}_{joint}_joint") for joint in ("shoulder_yaw", "elbow"))
+    home = np.array([world.home[name] for name in channels])
+    row, rows = now, []
+    for _ in range(horizon):
+        phase = task.phase(goal.arm, float(row[yaw]), float(row[elbow]))
+        # Far from the way it goes to it first, and only then around.
+        there = {**dict(zip(channels, home, strict=True)), **task.posture(goal.arm, phase)}
+        left = float(np.abs(np.array([there[name] for name in channels]) - row).max())
+        share = max(0.0, 1.0 - left / 0.3)
+        phase += share * 2.0 * np.pi * step / task.period
+        there |= task.posture(goal.arm, phase)
+        row = _straight(world, row, np.array([there[name] for name in channels]), 1, step)[0]
+        rows.append(row)
+    return np.array(rows)
 
 
 def _as_actions(world: World, rows: np.ndarray) -> np.ndarray:
@@ -112,9 +144,12 @@ def _with_tool(world: World, goal: Goal, now: np.ndarray, horizon: int, step: fl
 
 def expert_target(world: World, goal: Goal) -> np.ndarray:
     """Joints (c,) in which a goal is reached [rad, m]: the arm that is named reaches, all else is home."""
-    reach, left = world.reach(goal.arm, world.task.point(world, goal))
-    if left > 0.02:
-        raise SimulationError(f"goal {goal.instruction!r} is out of reach by {100 * left:.1f} cm")
+    reach: dict[str, float] = {}
+    for arm, point in TASKS[goal.task].reaches(world, goal).items():
+        joints, left = world.reach(arm, point)
+        if left > 0.02:
+            raise SimulationError(f"goal {goal.instruction!r} is out of reach by {100 * left:.1f} cm")
+        reach |= joints
     return np.array([{**world.home, **reach}[name] for name in world.body.channels])
 
 
@@ -135,6 +170,8 @@ def expert_path(world: World, goal: Goal | None = None, step: float | None = Non
         return _to_world(start, rows)
     measured = dict(zip(world.joint_names, world.joint_positions, strict=True))
     now = np.array([measured[name] for name in world.body.channels])
+    if goal.task in (*TOOL_TASKS, "wave"):
+        raise SimulationError(f"task {goal.task!r}: the expert's way depends on what it meets")
     target = expert_target(world, goal)
     count = int(np.ceil(np.abs(target - now)[_rotary(world)].max() / (JOINT_SPEED * step)))
     return np.vstack([now, _straight(world, now, target, count, step)])
@@ -157,19 +194,29 @@ def sample_states(
         return _sample_base(world, goal, rng, count, noise)
     channels = world.body.channels
     home = np.array([world.home[name] for name in channels])
-    target = expert_target(world, goal)
-    others = [expert_target(world, other) for other in world.goals() if other != goal]
+    waves = goal.task == "wave"
+    others = [] if waves else [expert_target(world, other) for other in world.goals() if other != goal]
     ranges = dict(zip(world.joint_names, world.joint_ranges, strict=True))
     lower, upper = np.array([ranges[name] for name in channels]).T
     rotary = _rotary(world)
     states = []
     for _ in range(count):
         start = others[int(rng.integers(len(others)))] if others and rng.random() < 1 / 3 else home
+        target = _waving(world, goal, rng) if waves else expert_target(world, goal)
         row = start + rng.beta(1.0, 0.8) * (target - start)
         row = row + rotary * rng.normal(0.0, rng.choice(noise), size=len(row))
         row = np.clip(row, lower, upper)
         states.append(State(joints=dict(zip(channels, row.tolist(), strict=True))))
     return states
+
+
+def _waving(world: World, goal: Goal, rng: np.random.Generator) -> np.ndarray:
+    """A posture on or near the way that a waving hand goes round."""
+    task = TASKS["wave"]
+    assert isinstance(task, Wave)
+    assert goal.arm is not None
+    posture = task.posture(goal.arm, rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 1.2))
+    return np.array([{**world.home, **posture}[name] for name in world.body.channels])
 
 
 def _sample_base(
@@ -214,7 +261,7 @@ def _straight(world: World, now: np.ndarray, target: np.ndarray, horizon: int, s
 
 def _drive(start: np.ndarray, world: World, goal: Goal, horizon: int, step: float) -> np.ndarray:
     """Poses (horizon, 3) relative to `start`, of a unicycle steered to the goal's pillar."""
-    task = world.task
+    task = TASKS[goal.task]
     assert isinstance(task, Drive)
     pillar_x, pillar_y, _ = task.point(world, goal).tolist()
     x, y, yaw = np.asarray(start, dtype=float).tolist()
@@ -223,7 +270,13 @@ def _drive(start: np.ndarray, world: World, goal: Goal, horizon: int, step: floa
     tick = step / ticks
     for _ in range(horizon):
         for _ in range(ticks):
-            v, w = _steer(pillar_x - x, pillar_y - y, yaw, task.stop)
+            if isinstance(task, GoBetween):
+                to_x, to_y, along = task.carrot(world, goal, x, y)
+                v, w = _steer(to_x - x, to_y - y, yaw, 0.0, _THROUGH)
+                if along > _BEYOND:
+                    v, w = 0.0, 0.0
+            else:
+                v, w = _steer(pillar_x - x, pillar_y - y, yaw, task.stop)
             x += v * tick * math.cos(yaw + 0.5 * w * tick)
             y += v * tick * math.sin(yaw + 0.5 * w * tick)
             yaw += w * tick
@@ -231,13 +284,13 @@ def _drive(start: np.ndarray, world: World, goal: Goal, horizon: int, step: floa
     return _to_base(np.asarray(start), np.array(rows))
 
 
-def _steer(dx: float, dy: float, yaw: float, stop: float) -> tuple[float, float]:
+def _steer(dx: float, dy: float, yaw: float, stop: float, least: float = 0.0) -> tuple[float, float]:
     bearing = (math.atan2(dy, dx) - yaw + math.pi) % (2 * math.pi) - math.pi
     if abs(bearing) > _ALWAYS_LEFT:
         return 0.0, TURN
     w = min(TURN, max(-TURN, _TURN_GAIN * bearing))
     ahead = max(0.0, 1.0 - abs(bearing) / _AHEAD)
-    v = min(SPEED, max(0.0, _SPEED_GAIN * (math.hypot(dx, dy) - stop))) * ahead
+    v = min(SPEED, max(least, _SPEED_GAIN * (math.hypot(dx, dy) - stop))) * ahead
     return v, w
 
 

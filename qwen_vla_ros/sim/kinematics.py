@@ -78,8 +78,8 @@ def solve_down(
     angles = data.qpos[qpos].copy()
     lower, upper = ranges[:, 0] + _LIMIT_MARGIN, ranges[:, 1] - _LIMIT_MARGIN
     weight = 0.3
-    error = np.zeros(6)
-    for _ in range(_ITERATIONS):
+    error, before = np.zeros(6), np.inf
+    for iteration in range(_ITERATIONS):
         data.qpos[qpos] = angles
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)
@@ -90,8 +90,13 @@ def solve_down(
         if heading is not None:
             turn[2] = axes[0, 1] * heading[1] - axes[1, 1] * heading[0]
         error = np.concatenate([point - data.site_xpos[index], weight * turn])
-        if np.linalg.norm(error) < 1e-4:
+        left = float(np.linalg.norm(error))
+        if left < 1e-4:
             break
+        if iteration % 8 == 7:
+            if left > 0.8 * before:
+                break  # out of reach
+            before = left
         matrix = np.vstack([jacobian[:, qvel], weight * rotation[:, qvel]])
         square = matrix @ matrix.T + 1e-4 * np.eye(6)
         step = matrix.T @ np.linalg.solve(square, error)

@@ -77,6 +77,33 @@ def lay_table(world: World, rng: np.random.Generator, table: Table, pads: bool) 
     return centres
 
 
+def lay_balls(
+    world: World, rng: np.random.Generator, x: tuple[float, float], y: tuple[float, float]
+) -> list[np.ndarray]:
+    """Place three balls of different colours on stands, and clutter on the table; returns their centres."""
+    stand, table = 0.18, 0.72
+    places = _spread(rng, np.array([x[0], y[0]]), np.array([x[1], y[1]]), len(OBJECTS), 0.13)
+    centres = [np.array([*place, table + stand]) for place in places]
+    colours = rng.permutation(list(COLOURS))
+    for name, centre, colour in zip(OBJECTS, centres, colours, strict=False):
+        radius = float(rng.uniform(0.035, 0.045))
+        world.place(name, centre, str(colour), 0.0, "ball", (radius, radius), shade(rng, str(colour)))
+    lower, upper = np.array([x[0] - 0.02, y[0] - 0.2]), np.array([x[1] + 0.2, y[1] + 0.2])
+    lay_clutter(world, rng, lower, upper, np.array(places), 0.06, (0.012, 0.04), table)
+    return centres
+
+
+def lay_pillars(world: World, rng: np.random.Generator, positions: list[np.ndarray]) -> None:
+    """Place three pillars of different colours, and clutter beyond and beside the ways to them."""
+    colours = rng.permutation(list(COLOURS))
+    for name, position, colour in zip(OBJECTS, positions, colours, strict=False):
+        size = (float(rng.uniform(0.11, 0.16)), float(rng.uniform(0.35, 0.55)))
+        world.place(name, position, str(colour), 0.0, "pillar", size, shade(rng, str(colour)))
+    ways = [share * position[:2] for position in positions for share in np.linspace(0.0, 1.2, 13)]
+    lower, upper = np.array([0.5, -3.0]), np.array([5.0, 3.0])
+    lay_clutter(world, rng, lower, upper, np.array(ways), 0.8, (0.1, 0.35))
+
+
 def lay_clutter(
     world: World,
     rng: np.random.Generator,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qwen_vla_ros.sim.bodies import FULL
 from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.layout import lay_table
-from qwen_vla_ros.sim.tasks import PANDA_TABLE, Goal, Outcome, Randomisation, Task, make_goal
+from qwen_vla_ros.sim.tasks import ALOHA_TABLE, PANDA_TABLE, Goal, Outcome, Randomisation, Task, make_goal
 
 if TYPE_CHECKING:
     from qwen_vla_ros.sim.world import World
@@ -111,6 +112,8 @@ class PickUpWithArm(PickUp):
     """The same, by the arm that is named."""
 
     name = "pick_up_with_arm"
+    table = ALOHA_TABLE
+    randomisation = Randomisation(first=(-0.18, 0.18), second=(0.40, 0.60), height=0.03, separation=0.14)
 
 
 class Place(_Manipulation):
@@ -121,6 +124,7 @@ class Place(_Manipulation):
     time_limit = 25.0
     radius = 0.045
     pads = True
+    settings = (FULL,)
 
     def candidates(self, world: World) -> list[Goal]:
         pads = [(name, thing.colour) for name, thing in world.things.items() if thing.kind == "pad"]

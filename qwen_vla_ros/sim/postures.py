@@ -46,7 +46,10 @@ class Postures:
         heading = data.site(arm.site).xmat.reshape(3, 3)[:, 1].copy() if free.all() else None
         table = np.full((*self._shape, len(seed)), np.nan)
         for index in np.ndindex(*self._shape):
-            data.qpos[qpos] = seed
+            # From the node before it, which is near; from the seed where there is none.
+            near = [tuple(np.subtract(index, step)) for step in np.eye(3, dtype=int)[::-1]]
+            start = (table[node] for node in near if min(node) >= 0 and np.isfinite(table[node][0]))
+            data.qpos[qpos] = next(start, seed)
             point = lower + _SPACING * np.array(index)
             left = solve_down(
                 model, data, arm.site, qpos[free], qvel[free], ranges[free], point, arm.approach, heading

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from qwen_vla_ros.sim.bodies import OBJECTS
+from qwen_vla_ros.sim.bodies import OBJECTS, SETTINGS
 from qwen_vla_ros.sim.errors import SimulationError
-from qwen_vla_ros.sim.layout import Table, lay_table
+from qwen_vla_ros.sim.layout import Table, lay_balls, lay_pillars, lay_table
 from qwen_vla_ros.sim.phrases import CANONICAL, phrases
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class Task(ABC):
     tolerance: float
     randomisation: Randomisation
     full_joint_noise: float = 0.10
+    settings: tuple[str, ...] = SETTINGS
+
+    def start_pose(self, rng: np.random.Generator) -> tuple[float, float, float]:
+        """Where a base starts in the setting `full`: (x, y, yaw) [m, m, rad]."""
+        return (0.0, 0.0, 0.0)
 
     def begin(self, world: World) -> None:  # noqa: B027 (nothing to begin is the usual case)
         """Called when a goal is set."""
@@ -146,6 +151,10 @@ class Task(ABC):
     def point(self, world: World, goal: Goal) -> np.ndarray:
         """Where the end effector or the base has to go, shape (3,) [m]."""
 
+    def reaches(self, world: World, goal: Goal) -> dict[str | None, np.ndarray]:
+        """Where each arm goes that is named: arm to point (3,) [m]."""
+        return {goal.arm: self.point(world, goal)}
+
     @abstractmethod
     def distance(self, world: World, goal: Goal) -> float:
         """From the goal now [m]."""
@@ -180,7 +189,10 @@ class _ArmTask(Task):
             for target, thing in world.things.items()
             if thing.kind != "pad"
             for goal in self._candidates(world, target, thing.colour, thing.kind)
-            if world.reach(goal.arm, self.point(world, goal))[1] <= self.reachable
+            if all(
+                world.reach(arm, point)[1] <= self.reachable
+                for arm, point in self.reaches(world, goal).items()
+            )
         ]
 
     def place_full(self, world: World, rng: np.random.Generator) -> None:
@@ -212,7 +224,7 @@ class _ArmTask(Task):
 
 
 PANDA_TABLE = Table((0.38, -0.26), (0.60, 0.26))
-ALOHA_TABLE = Table((-0.24, 0.36), (0.24, 0.62))
+ALOHA_TABLE = Table((-0.22, 0.38), (0.22, 0.62), yaw=0.1, pads=0.0)
 
 
 class Reach(_ArmTask):
@@ -237,6 +249,30 @@ class ReachWithArm(_ArmTask):
     table = ALOHA_TABLE
 
 
+class ReachWithBoth(ReachWithArm):
+    """The fingertips of both arms within 4 cm of points 9 cm above and 8 cm to either side of an object."""
+
+    name = "reach_with_both"
+    offset: ClassVar = {"left": (-0.08, 0.0, 0.09), "right": (0.08, 0.0, 0.09), "both": (0.0, 0.0, 0.09)}
+
+    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
+        world.settle()
+        return bool(self.goals(world))
+
+    def reaches(self, world: World, goal: Goal) -> dict[str | None, np.ndarray]:
+        centre = world.data.body(goal.target).xpos
+        return {arm.name: np.round(centre + self.offset[arm.name], 4) for arm in world.body.arms}
+
+    def distance(self, world: World, goal: Goal) -> float:
+        """That of the arm that is farther [m]."""
+        return max(
+            float(np.linalg.norm(point - world.tool(arm))) for arm, point in self.reaches(world, goal).items()
+        )
+
+    def _candidates(self, world: World, target: str, colour: str, kind: str) -> list[Goal]:
+        return [make_goal(self.name, target, colour, kind, arm="both")]
+
+
 class Touch(_ArmTask):
     """The hand that is named within 4 cm of a point at the outer side of a ball, 8 cm from its centre.
 
@@ -248,6 +284,13 @@ class Touch(_ArmTask):
     tolerance = 0.04
     offset: ClassVar = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
     randomisation = Randomisation(first=(0.32, 0.46), second=(-0.24, 0.24), height=0.90, separation=0.13)
+
+    def place_full(self, world: World, rng: np.random.Generator) -> None:
+        for _ in range(_TRIES):
+            places = lay_balls(world, rng, self.randomisation.first, self.randomisation.second)
+            if self.usable(world, places):
+                return
+        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries")
 
 
 class Drive(Task):
@@ -266,6 +309,20 @@ class Drive(Task):
     randomisation = Randomisation(
         first=(1.5, 2.8), second=(-0.62, 0.62), height=0.0, separation=0.75, joint_noise=0.0
     )
+
+    def start_pose(self, rng: np.random.Generator) -> tuple[float, float, float]:
+        x, y, yaw = rng.uniform(-1.0, 1.0, 3) * (0.1, 0.1, 0.2)
+        return float(x), float(y), float(yaw)
+
+    def place_full(self, world: World, rng: np.random.Generator) -> None:
+        for _ in range(_TRIES):
+            positions = [self.position(rng) for _ in OBJECTS]
+            if not self.clear(positions):
+                continue
+            lay_pillars(world, rng, positions)
+            if self.usable(world, positions):
+                return
+        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.randomisation}")
 
     def position(self, rng: np.random.Generator) -> np.ndarray:
         spread = self.randomisation

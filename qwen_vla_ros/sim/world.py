@@ -34,6 +34,8 @@ from qwen_vla_ros.sim.postures import Postures
 from qwen_vla_ros.sim.rendering import Pictures, project
 from qwen_vla_ros.sim.tasks import Goal, Hold, Outcome, Task
 
+# Postures of the arms of a body are the same in all its worlds, and take a second to find.
+_POSTURES: dict[tuple[str, str | None], Postures] = {}
 # How often success is looked at while stepping [s].
 _CHECK_PERIOD = 0.01
 _UNSTABLE = (
@@ -51,6 +53,20 @@ _SHAPES = {
     "pillar": (mujoco.mjtGeom.mjGEOM_CYLINDER, lambda r, h: (r, h, 0.0)),
     "pad": (mujoco.mjtGeom.mjGEOM_CYLINDER, lambda r, h: (r, h, 0.0)),
 }
+# What place() and the look change in a model.
+_CHANGED = (
+    "geom_type",
+    "geom_size",
+    "geom_rgba",
+    "geom_pos",
+    "geom_rbound",
+    "geom_aabb",
+    "geom_condim",
+    "geom_matid",
+    "bvh_aabb",
+    "body_inertia",
+    "mat_rgba",
+)
 _AWAY = (0.0, 0.0, -5.0)
 
 
@@ -136,12 +152,15 @@ class World:
         self._scratch = mujoco.MjData(self.model)
         self._pictures = Pictures(self.model)
         self._look = Look(self.model, body.jittered, LookRange()) if setting == FULL else None
+        self._built = {field: getattr(self.model, field).copy() for field in _CHANGED}
         self._things: dict[str, Thing] = {}
         self._postures: dict[str | None, Postures] = {}
         self._task: Task | None = None
         self._goal: Goal | None = None
         self._goals: list[Goal] | None = None
         self._start: dict[str, np.ndarray] = {}
+        # What a task keeps of the episode so far, for its judgement.
+        self.memory: dict[str, int] = {}
         self._hold = Hold()
         self._time_before = 0.0
         self._debt = 0.0
@@ -209,7 +228,7 @@ class World:
 
     @property
     def tasks(self) -> list[str]:
-        return list(self.body.tasks)
+        return [task for task in self.body.tasks if self.setting in TASKS[task].settings]
 
     @property
     def objects(self) -> dict[str, tuple[np.ndarray, str]]:
@@ -258,7 +277,7 @@ class World:
 
         wording: of the instruction, see phrases.py.
         """
-        if task not in self.body.tasks:
+        if task not in self.tasks:
             raise SimulationError(
                 f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
             )
@@ -276,12 +295,13 @@ class World:
             for name, value in self.home.items()
         }
         if self._look is not None:
-            self._look.draw(rng)
             self._forget_things()
+            self._look.draw(rng)
             self._task.place_full(self, rng)
         else:
             self._task.place(self, rng)
-        self.teleport(joints=joints, base_pose=(0.0, 0.0, 0.0))
+        pose = self._task.start_pose(rng) if full else (0.0, 0.0, 0.0)
+        self.teleport(joints=joints, base_pose=pose)
         goals = self.goals()
         goal = goals[int(rng.integers(len(goals)))]
         if wording != CANONICAL:
@@ -292,7 +312,7 @@ class World:
 
     def select(self, task: str) -> None:
         """Ask for another task in the present scene; its first goal is judged until another is set."""
-        if task not in self.body.tasks:
+        if task not in self.tasks:
             raise SimulationError(
                 f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
             )
@@ -301,7 +321,7 @@ class World:
 
     def all_goals(self) -> list[Goal]:
         """Every goal of every task of the body in the present scene."""
-        return [goal for task in self.body.tasks for goal in TASKS[task].goals(self)]
+        return [goal for task in self.tasks for goal in TASKS[task].goals(self)]
 
     def goals(self) -> list[Goal]:
         """Every goal that can be asked for, and reached, in the scene as it was laid out."""
@@ -336,6 +356,7 @@ class World:
             thing = self._things.get(name) or _as_built(geom)
             kind, size = thing.kind, (thing.width, thing.height)
         geom.rgba[:3] = scene.COLOURS[colour] if rgb is None else rgb
+        geom.rgba[3] = 1.0
         self._move(name, position, yaw)
         if name not in CLUTTER:
             self._things[name] = Thing(kind, colour, *size)
@@ -386,9 +407,13 @@ class World:
     def _forget_things(self) -> None:
         """Move everything that instructions could name out of the scene."""
         self._things = {}
+        # The last bits of a picture depend even on what is out of sight: nothing of the last scene stays.
+        for field, value in self._built.items():
+            getattr(self.model, field)[:] = value
         for name in (*PADS, *CLUTTER):
             if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, name) >= 0:
                 self._move(name, _AWAY, 0.0)
+                self.model.geom(name).rgba[3] = 0.0
 
     # commands and physics
 
@@ -554,14 +579,17 @@ class World:
             for name, value in {**self.home, **definition.seed}.items():
                 self._set_position(self._scratch, name, value)
             indices = [self.joint_names.index(name) for name in definition.joints]
-            self._postures[arm] = Postures(
-                self.model,
-                self._scratch,
-                definition,
-                self._qpos[indices],
-                self._qvel[indices],
-                self._ranges[indices],
-            )
+            key = (self.body.name, arm)
+            if key not in _POSTURES:
+                _POSTURES[key] = Postures(
+                    self.model,
+                    self._scratch,
+                    definition,
+                    self._qpos[indices],
+                    self._qvel[indices],
+                    self._ranges[indices],
+                )
+            self._postures[arm] = _POSTURES[key]
         return self._postures[arm]
 
     def opening(self, arm: str | None) -> float:

@@ -3,12 +3,13 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment, normalise
-from qwen_vla_ros.sim import make_world
+from qwen_vla_ros.sim import SimulationError, make_world
 from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.seeds import TRAINING_SEEDS, evaluation_scene, training_scene
@@ -174,3 +175,128 @@ def test_training_and_evaluation_scenes_are_disjoint():
     assert training_scene(1, 0) > training_scene(0, 2**20 - 1)
     with pytest.raises(ValueError, match="training has the rest"):
         evaluation_scene(TRAINING_SEEDS - 1, 1)
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory):
+    """Demonstrations of all tasks of the Panda in varied scenes, which no test changes."""
+    folder = tmp_path_factory.mktemp("full") / "franka_panda_delta"
+    demonstrations.make(
+        load_embodiment("franka_panda_delta"), folder, SAMPLES, seed=3, shard_size=SHARD, setting="full"
+    )
+    return folder
+
+
+def test_several_tasks_and_views_in_one_folder(full):
+    meta, arrays = demonstrations.read_all(full)
+    assert meta.tasks == ["reach", "push", "pick_up", "place"]
+    assert arrays["images"].shape == (SAMPLES, 2, 128, 128, 3)
+    present = arrays["tasks"] >= 0
+    assert len(set(arrays["tasks"][present].tolist())) >= 3
+    assert np.isfinite(arrays["actions"][present]).all()
+    assert np.isnan(arrays["actions"][~present]).all()
+    assert (arrays["instructions"] != "").tolist() == present.tolist()
+    for row in range(SAMPLES):
+        assert present[row, arrays["focus"][row]]
+        texts = arrays["instructions"][row][present[row]]
+        assert len(set(texts)) == len(texts)
+        for goal in np.flatnonzero(present[row]):
+            number = arrays["classes"][row, arrays["targets"][row, goal]]
+            colour, kind = meta.classes[number].split()
+            text = str(arrays["instructions"][row, goal]).split()
+            assert colour in text
+            assert kind in text
+
+
+def test_wordings_are_the_seen_ones(full):
+    from qwen_vla_ros.sim.phrases import PHRASES
+
+    meta, arrays = demonstrations.read_all(full)
+    for row, goal in np.argwhere(arrays["tasks"] >= 0):
+        words = str(arrays["instructions"][row, goal]).split()
+        lengths = {len(template.split()) for template in PHRASES[meta.tasks[arrays["tasks"][row, goal]]][0]}
+        assert len(words) in lengths
+
+
+def test_going_on_with_varied_scenes_gives_the_same_data(full, tmp_path):
+    folder = shutil.copytree(full, tmp_path / "again")
+    meta = demonstrations.read_meta(folder)
+    expected = demonstrations.read_shard(folder, meta, 1)
+    demonstrations.shard_path(folder, 1).unlink()
+    body = load_embodiment("franka_panda_delta")
+    demonstrations.make(body, folder, SAMPLES, seed=3, shard_size=SHARD, setting="full")
+    found = demonstrations.read_shard(folder, meta, 1)
+    for name, array in expected.items():
+        if name == "images":
+            # The software renderer rounds a few pixels otherwise after other pictures.
+            difference = np.abs(found[name].astype(int) - array)
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 1e-3
+        else:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_another_setting_in_the_same_folder_is_refused(full):
+    with pytest.raises(TrainingError, match="setting is 'full', expected 'easy'"):
+        demonstrations.make(load_embodiment("franka_panda_delta"), full, SAMPLES, seed=3, shard_size=SHARD)
+
+
+def test_a_full_disk_leaves_what_was_written(copy):
+    """A shard that does not fit is named, leaves nothing behind, and the next call goes on."""
+    import resource
+
+    meta = demonstrations.read_meta(copy)
+    before = demonstrations.shard_path(copy, 0).read_bytes()
+    demonstrations.shard_path(copy, 1).unlink()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"shard-00001.npz: cannot be written: File too large; what was"
+        ):
+            make(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(copy.glob("*.partial"))
+    assert demonstrations.shard_path(copy, 0).read_bytes() == before
+    make(copy)
+    assert demonstrations.read_all(copy)[0] == meta
+
+
+def test_half_written_shards_are_not_taken_for_whole_ones(copy):
+    """What a killed run leaves is written again."""
+    path = demonstrations.shard_path(copy, 1)
+    path.with_suffix(".partial").write_bytes(path.read_bytes()[:5000])
+    path.unlink()
+    make(copy)
+    demonstrations.read_all(copy)
+    assert not path.with_suffix(".partial").exists()
+
+
+def test_actions_that_are_not_finite(copy):
+    meta = demonstrations.read_meta(copy)
+    arrays = demonstrations.read_shard(copy, meta, 0)
+    arrays["actions"][2, 1, 0, 0] = np.inf
+    np.savez(demonstrations.shard_path(copy, 0), **arrays)
+    with pytest.raises(TrainingError, match=r"shard-00000.npz: found actions that are not finite"):
+        demonstrations.read_all(copy)
+
+
+def test_unknown_task(tmp_path):
+    body = load_embodiment(TIAGO)
+    with pytest.raises(SimulationError, match="found 'fly', expected some of drive, stop_in_front"):
+        demonstrations.make(body, tmp_path / "x", 2, setting="full", tasks=["fly"])
+
+
+def test_every_wording_is_made_of_known_words():
+    """A word that the tokenizer does not know falls into bytes, and makes its sentence long."""
+    from qwen_vla_ros.model.tiny_tokenizer import build_tiny_tokenizer
+    from qwen_vla_ros.sim.phrases import PHRASES
+    from qwen_vla_ros.sim.scene import COLOURS, KINDS
+
+    tokenizer = build_tiny_tokenizer()
+    words = {word for both in PHRASES.values() for texts in both for text in texts for word in text.split()}
+    words = {word.strip(",") for word in words if "{" not in word} | {*COLOURS, *KINDS, "left", "right"}
+    for word in words:
+        assert len(tokenizer(f" {word}")["input_ids"]) == 1, word
