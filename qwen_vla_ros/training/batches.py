@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen_vla_ros.embodiment import Embodiment, Statistics, load_embodiment, normalise, render_prompt
+from qwen_vla_ros.embodiment import (
+    Embodiment,
+    Statistics,
+    load_embodiment,
+    normalise,
+    render_prompt,
+    resolve_statistics,
+)
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
@@ -44,6 +51,15 @@ class Batch:
     grounding: Grounding
 
 
+@dataclass
+class TextBatch:
+    """b prompts of one body without pictures; fields as in Batch."""
+
+    prompts: dict[str, Tensor]
+    actions: Tensor
+    mask: Tensor
+
+
 class BodyDemonstrations:
     """The demonstrations of one embodiment.
 
@@ -65,9 +81,11 @@ class BodyDemonstrations:
         self.embodiment = load_embodiment(self.meta.embodiment)
         _compare(folder, self.meta, self.embodiment)
         quantities = demonstrations.read_statistics(folder, self.meta)
-        self.statistics: Statistics = demonstrations.statistics(
+        found = demonstrations.statistics(
             quantities, normalisation.lower, normalisation.upper, normalisation.floor
         )
+        # A group's own normalisation counts, as it will for the policy.
+        self.statistics: Statistics = resolve_statistics(self.embodiment, {self.embodiment.name: found})
         self._processor = processor
         self._shape = shape
         self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
@@ -105,15 +123,12 @@ class BodyDemonstrations:
             [(view, data["images"][row, i]) for row in rows for i, view in enumerate(views)]
         )
         ids = [self._ids(str(text)) for text in data["instructions"][of, goals]]
-        actions = np.zeros((len(of), *self._shape), dtype=np.float32)
-        chunk = normalise(data["actions"][of, goals], self.statistics)
-        actions[:, : chunk.shape[1], : chunk.shape[2]] = chunk
         target = data["targets"][of, goals]
         return Batch(
             pixel_values=_augmented(pictures["pixel_values"], len(rows), rng, augment),
             image_grid_thw=pictures["image_grid_thw"],
             prompts=self._processor.collate(ids, [views] * len(of)),
-            actions=torch.from_numpy(actions),
+            actions=self._actions(of, goals),
             mask=self._mask.expand(len(of), -1, -1),
             grounding=Grounding(
                 classes=torch.from_numpy(data["classes"][rows]),
@@ -124,6 +139,32 @@ class BodyDemonstrations:
                 named_place=torch.from_numpy(data["places"][of, target]),
             ),
         )
+
+    def draw_text(self, rng: np.random.Generator, count: int) -> TextBatch:
+        """`count` goals at random, without their pictures."""
+        rows = rng.choice(len(self), size=count, replace=count > len(self))
+        goals = np.array([self._some(rng, row, 1)[0] for row in rows])
+        ids = [self._text_ids(str(text)) for text in self._arrays["instructions"][rows, goals]]
+        return TextBatch(
+            prompts=self._processor.collate(ids, [()] * count),
+            actions=self._actions(rows, goals),
+            mask=self._mask.expand(count, -1, -1),
+        )
+
+    def _actions(self, rows: np.ndarray, goals: np.ndarray) -> Tensor:
+        """Normalised chunks, zero outside the mask. Shape (b, H, K)."""
+        actions = np.zeros((len(rows), *self._shape), dtype=np.float32)
+        chunk = normalise(self._arrays["actions"][rows, goals], self.statistics)
+        actions[:, : chunk.shape[1], : chunk.shape[2]] = chunk
+        return torch.from_numpy(actions)
+
+    def _text_ids(self, instruction: str) -> list[int]:
+        key = f"\n{instruction}"  # no instruction holds a line break
+        if key not in self._tokens:
+            text = render_prompt(self.embodiment, instruction).text
+            sentence = text[text.rindex("|>") + 2 :]
+            self._tokens[key] = self._processor.token_ids(sentence, ())
+        return self._tokens[key]
 
     def _some(self, rng: np.random.Generator, row: int, prompts: int) -> np.ndarray:
         order = rng.permutation(int(self._goals[row]))

@@ -107,7 +107,7 @@ def train(
         changes = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         trainer: Trainer | Finetuner
         if data is not None:
-            trainer = _trainer(config, data, out, changes)
+            trainer = _trainer(config, data, out, device, changes)
         else:
             assert dataset is not None
             trainer = _finetuner(
@@ -121,7 +121,7 @@ def train(
         raise _fail(error) from error
 
 
-def _trainer(config: Path | None, data: Path, out: Path, changes: dict[str, Any]) -> Trainer:
+def _trainer(config: Path | None, data: Path, out: Path, device: str, changes: dict[str, Any]) -> Trainer:
     from qwen_vla_ros.training.configuration import load_configuration
     from qwen_vla_ros.training.errors import TrainingError
     from qwen_vla_ros.training.trainer import prepare
@@ -132,7 +132,7 @@ def _trainer(config: Path | None, data: Path, out: Path, changes: dict[str, Any]
         )
     if "batch" in changes:
         raise TrainingError("--batch: with --data, the configuration says how many pictures of each body")
-    return prepare(load_configuration(config).model_copy(update=changes), data, out)
+    return prepare(load_configuration(config).model_copy(update=changes), data, out, device)
 
 
 def _finetuner(
@@ -190,7 +190,7 @@ def _train(trainer: Trainer | Finetuner, until: int | None) -> None:
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]}  error {task.fields[error]}"),
     )
-    total = trainer.configuration.steps
+    total = trainer.configuration.total
     with Progress(*columns, disable=not trainer.main) as progress:
         bar = progress.add_task("", total=total, completed=trainer.step, loss="-", error="-")
 

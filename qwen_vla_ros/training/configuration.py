@@ -77,13 +77,28 @@ class NormalisationConfiguration(_Strict):
     floor: float = Field(default=0.02, gt=0.0)
 
 
+class TextToActionConfiguration(_Strict):
+    """The first stage: the action expert alone learns from sentences, without pictures, what each body does.
+
+    steps: optimiser steps, before the others. prompts: of each body in a step. The backbone does not change.
+    Source: arXiv 2605.30280, the stage T2A.
+    """
+
+    steps: int = Field(gt=0)
+    prompts: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    flow: FlowConfiguration = FlowConfiguration(tau_distribution="sigmoid_normal")
+
+
 class TrainingConfiguration(_Strict):
-    """A training run. steps: optimiser steps. backbone_steps: of these, the first ones without flow matching.
-    save_every: wall time between states that can be resumed from [s]."""
+    """A training run. text_to_action: a stage before all others. steps: optimiser steps of the others.
+    backbone_steps: of these, the first ones without flow matching. save_every: wall time between states that
+    can be resumed from [s]."""
 
     preset: Literal["tiny"] = "tiny"
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
+    text_to_action: TextToActionConfiguration | None = None
     backbone_steps: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, gt=0)
     save_every: float = Field(default=120.0, gt=0.0)
@@ -93,6 +108,11 @@ class TrainingConfiguration(_Strict):
     flow: FlowConfiguration = FlowConfiguration()
     augmentation: AugmentationConfiguration = AugmentationConfiguration()
     normalisation: NormalisationConfiguration = NormalisationConfiguration()
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of all stages."""
+        return self.steps + (self.text_to_action.steps if self.text_to_action else 0)
 
 
 class LoraConfiguration(_Strict):
@@ -162,6 +182,11 @@ class FinetuningConfiguration(_Strict):
     mapping: MappingConfiguration = MappingConfiguration()
     expert: dict[str, Any] = Field(default_factory=dict)
     processor: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps."""
+        return self.steps
 
 
 _Configuration = TypeVar("_Configuration", TrainingConfiguration, FinetuningConfiguration)

@@ -24,6 +24,7 @@ from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import chunks, lora, saving
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, FinetuningConfiguration
+from qwen_vla_ros.training.devices import choose_device
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.lerobot import Episode, LeRobotFolder
 from qwen_vla_ros.training.mapping import Mapping, resolve_mapping
@@ -222,9 +223,7 @@ class Finetuner:
         from accelerate import Accelerator
 
         self.configuration, self.data, self.start, self.folder = configuration, data, start, folder
-        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise TrainingError(f"device: found {device!r}, expected auto, cpu, or cuda where there is some")
-        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        on_cpu = choose_device(device).type == "cpu"
         half = configuration.precision == "bfloat16" or (configuration.precision == "auto" and not on_cpu)
         self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
         model = start.model

@@ -38,7 +38,7 @@ class Tree:
     parents: Tensor
 
 
-def make_tree(trunk: int, branches: int, length: int, taps: int) -> Tree:
+def make_tree(trunk: int, branches: int, length: int, taps: int, device: torch.device | None = None) -> Tree:
     total = trunk + branches * length
     branch = torch.cat(
         (torch.zeros(trunk, dtype=torch.long), 1 + torch.arange(branches).repeat_interleave(length))
@@ -53,7 +53,7 @@ def make_tree(trunk: int, branches: int, length: int, taps: int) -> Tree:
     parents = [index]
     for _ in range(taps - 1):
         parents.append(parent[parents[-1]])
-    return Tree(trunk, branches, length, ancestors, torch.stack(parents))
+    return Tree(trunk, branches, length, ancestors.to(device), torch.stack(parents).to(device))
 
 
 def common_prefix(input_ids: Tensor) -> int:
@@ -97,7 +97,7 @@ def encode(
     tail = embed(ids[:, trunk:]).view(n, branches * length, -1)
     packed = torch.cat((positions[:, ::branches, :trunk], positions[:, :, trunk:].reshape(3, n, -1)), dim=2)
     text = model.backbone.model.language_model
-    tree = make_tree(trunk, branches, length, text.config.linear_conv_kernel_dim)
+    tree = make_tree(trunk, branches, length, text.config.linear_conv_kernel_dim, head.device)
     states = _states(text, torch.cat((head, tail), dim=1), packed, tree, model.config.action_expert.vlm_layer)
     before = states[:, None, :trunk].expand(-1, branches, -1, -1)
     after = states[:, trunk:].view(n, branches, length, -1)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,12 @@ from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import saving, shared_prefix
 from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
-from qwen_vla_ros.training.configuration import TrainingConfiguration
+from qwen_vla_ros.training.configuration import (
+    FlowConfiguration,
+    TextToActionConfiguration,
+    TrainingConfiguration,
+)
+from qwen_vla_ros.training.devices import choose_device
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.losses import TrainingHeads, action_loss, last_token, place_loss, token_loss
 from qwen_vla_ros.training.schedule import learning_rate
@@ -49,6 +55,7 @@ class Trainer:
         model: QwenVLAForActionPrediction,
         processor: QwenVLAProcessor,
         folder: Path,
+        device: str = "cpu",
     ) -> None:
         missing = sorted(set(configuration.batch.images) - set(bodies))
         if missing:
@@ -56,16 +63,17 @@ class Trainer:
                 f"batch.images: no demonstrations of {', '.join(missing)}; there are {sorted(bodies)}"
             )
         self.configuration = configuration
+        self._device = choose_device(device)
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
         self.model, self.processor, self.folder = model, processor, folder
-        for name, value in configuration.flow.model_dump().items():
-            setattr(model.config.flow, name, list(value) if isinstance(value, tuple) else value)
+        self._set_flow(configuration.flow)
+        model.to(self._device)  # type: ignore[arg-type]
         expert = model.config.action_expert
         classes = max(len(body.meta.classes) for body in self.bodies.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)
             width = model.config.backbone.text_config.hidden_size
-            self.heads = TrainingHeads(width, classes, expert.horizon, expert.channels)
+            self.heads = TrainingHeads(width, classes, expert.horizon, expert.channels).to(self._device)
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.step = 0
         self.seconds = 0.0
@@ -78,6 +86,14 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+
+    def _set_flow(self, flow: FlowConfiguration) -> None:
+        for name, value in flow.model_dump().items():
+            setattr(self.model.config.flow, name, list(value) if isinstance(value, tuple) else value)
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 where it pays: on CUDA."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda")
 
     def losses(self, batch: Batch, joint: bool, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
         """Losses and errors of a batch; with `joint`, flow matching is among them."""
@@ -103,10 +119,9 @@ class Trainer:
         }
         if joint:
             # The goals of a picture come in random order, so that its first ones are a random choice.
-            rows = (
-                torch.arange(len(batch.actions)) % branches < self.configuration.batch.flow_prompts_per_image
-            )
-            part = VLMContext(context.hidden[rows], context.mask[rows], context.positions[:, rows])
+            order = torch.arange(len(batch.actions), device=context.hidden.device) % branches
+            rows = order < self.configuration.batch.flow_prompts_per_image
+            part = VLMContext(context.hidden[rows].float(), context.mask[rows], context.positions[:, rows])
             flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator).loss
             assert flow is not None
             total = total + weights.flow * flow
@@ -125,7 +140,7 @@ class Trainer:
         """
         keep_freed_memory()
         settings = self.configuration
-        until = settings.steps if until is None else min(until, settings.steps)
+        until = settings.total if until is None else min(until, settings.total)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model.train()
         saved = time.monotonic()
@@ -152,21 +167,15 @@ class Trainer:
     def _advance(self) -> dict[str, float]:
         settings = self.configuration
         rng = np.random.default_rng([settings.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        joint = self.step >= settings.backbone_steps
-        rate = learning_rate(self.step, settings.steps, settings.optimiser)
-        pictures = sum(settings.batch.images.values())
-        metrics: dict[str, float] = {}
-        total = 0.0
-        # One body at a time: its prompts are of one length, and its activations stay in the cache.
-        for name, images in settings.batch.images.items():
-            batch = self.bodies[name].draw(
-                rng, images, settings.batch.prompts_per_image, settings.augmentation
-            )
-            found = self.losses(batch, joint, generator)
-            (found["loss"] * (images / pictures)).backward()
-            total += found.pop("loss").item() * images / pictures
-            metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
+        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
+        first = settings.text_to_action
+        step = self.step - (first.steps if first else 0)
+        if first is not None and step < 0:
+            rate = min(1.0, (self.step + 1) / max(1, settings.optimiser.warmup)) * first.learning_rate
+            losses = self._text_to_action(first, rng, generator)
+        else:
+            rate = learning_rate(step, settings.steps, settings.optimiser)
+            losses = self._all_together(step >= settings.backbone_steps, rng, generator)
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.optimiser.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
@@ -178,7 +187,46 @@ class Trainer:
         decay = min(settings.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
-        return {"loss": total, "learning_rate": rate, "gradient": norm.item(), **metrics}
+        return {"learning_rate": rate, "gradient": norm.item(), **losses}
+
+    def _text_to_action(
+        self, stage: TextToActionConfiguration, rng: np.random.Generator, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Gradients of the action expert from sentences alone; losses."""
+        self._set_flow(stage.flow)
+        metrics: dict[str, float] = {}
+        for name, body in self.bodies.items():
+            batch = _moved(body.draw_text(rng, stage.prompts), self._device)
+            with self._autocast():
+                with torch.no_grad():
+                    context = self.model.encode(**batch.prompts)
+                context = VLMContext(context.hidden.float(), context.mask, context.positions)
+                flow = self.model.flow_loss(context, batch.actions, batch.mask, generator=generator).loss
+            assert flow is not None
+            (flow / len(self.bodies)).backward()
+            metrics[f"{name}/flow"] = flow.item()
+        self._set_flow(self.configuration.flow)
+        return {"loss": sum(metrics.values()) / len(metrics), **metrics}
+
+    def _all_together(
+        self, joint: bool, rng: np.random.Generator, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Gradients of everything from pictures and sentences; losses."""
+        settings = self.configuration
+        pictures = sum(settings.batch.images.values())
+        metrics: dict[str, float] = {}
+        total = 0.0
+        # One body at a time: its prompts are of one length, and its activations stay in the cache.
+        for name, images in settings.batch.images.items():
+            batch = self.bodies[name].draw(
+                rng, images, settings.batch.prompts_per_image, settings.augmentation
+            )
+            with self._autocast():
+                found = self.losses(_moved(batch, self._device), joint, generator)
+            (found["loss"] * (images / pictures)).backward()
+            total += found.pop("loss").item() * images / pictures
+            metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
+        return {"loss": total, **metrics}
 
     @property
     def main(self) -> bool:
@@ -224,7 +272,7 @@ class Trainer:
         if not path.is_file():
             raise TrainingError(f"{path}: no such file; nothing to resume from")
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location=self._device, weights_only=True)
             if state["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
             self.model.load_state_dict(state["model"])
@@ -237,13 +285,29 @@ class Trainer:
         saving.forget_metrics(self.folder, self.step)
 
 
-def prepare(configuration: TrainingConfiguration, data: Path, folder: Path) -> Trainer:
+def prepare(configuration: TrainingConfiguration, data: Path, folder: Path, device: str = "auto") -> Trainer:
     """A trainer of a fresh model on the demonstrations in `data`, one folder per embodiment."""
     model, processor = build_tiny(configuration.seed)
     expert = model.config.action_expert
     folders = {name: data / name for name in configuration.batch.images}
     bodies = load_bodies(folders, processor, (expert.horizon, expert.channels), configuration.normalisation)
-    return Trainer(configuration, bodies, model, processor, folder)
+    return Trainer(configuration, bodies, model, processor, folder, device)
+
+
+_Moved = TypeVar("_Moved")
+
+
+def _moved(value: _Moved, device: torch.device) -> _Moved:
+    """A batch, or a part of one, with its tensors on the device."""
+    moved: Any = value
+    if isinstance(value, torch.Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif isinstance(value, dict):
+        moved = {key: _moved(each, device) for key, each in value.items()}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [each.name for each in dataclasses.fields(value)]
+        moved = type(value)(**{name: _moved(getattr(value, name), device) for name in names})
+    return moved
 
 
 def keep_freed_memory() -> None:
