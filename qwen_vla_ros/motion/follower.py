@@ -109,6 +109,7 @@ class Follower:
         turning = np.concatenate([group.continuous for group in self._groups])
         self.joints = History(joints, span, angles=turning)
         self.pose = History(3, span, angles=[False, False, True])
+        self._all_ahead = all(group.looks_ahead for group in self._groups)
         self._now = -np.inf
         self.clock_jumps = 0
 
@@ -221,11 +222,12 @@ class Follower:
         self._passages: dict[str, Passage] = {}
         for group, used in zip(self._groups, self._used, strict=True):
             if isinstance(group, JointGroup | TipGroup):
-                home = [
-                    self.embodiment.home.get(name, value)
-                    for name, value in zip(group.joints, joints[used], strict=True)
-                ]
-                here, there = group.inside(joints[used]), group.inside(np.array(home))
+                here = group.inside(joints[used])
+                # As limits are, home is in the unit of the group: fractions are not what the robot counts.
+                home = self.embodiment.home
+                there = np.array(
+                    [home.get(name, value) for name, value in zip(group.joints, here, strict=True)]
+                )
                 way = np.clip(there, group.limits.lower, group.limits.upper) - here
                 way = np.where(group.continuous, wrap(way), way)
                 self._passages[group.name] = Passage(here, here + way, group.limits, share)
@@ -289,7 +291,7 @@ class Follower:
             raise MotionError(f"the time is {now}")
         self._watch(now)
         ahead = self.timeline.sample(now + self._look_ahead)
-        here = self.timeline.sample(now + self.period)
+        here = ahead if self._all_ahead else self.timeline.sample(now + self.period)
         newest = self.pose.newest
         pose = None if newest is None else newest[1]
         commands: list[Command] = []

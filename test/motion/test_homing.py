@@ -54,6 +54,22 @@ def test_home_is_reached_at_rest(body: str, seed: int) -> None:
     assert now > duration - 0.1
 
 
+def test_home_of_a_fraction_is_a_fraction() -> None:
+    body = load_embodiment("ur5e")
+    gripper = body.actions[1]
+    assert body.home[gripper.joints[0]] == 1.0  # open
+    follower = Follower(body)
+    follower.joints.add(0.0, [*[0.0] * 6, 0.4])
+    now = 0.0
+    duration = follower.start_home(0.0, 1.0)
+    while not (now > 0 and follower.homed):
+        command = follower.step_home(now)[1]
+        now += follower.period
+        assert now < duration + 1.0
+    assert isinstance(command, JointCommand)
+    assert command.position == pytest.approx(gripper.opening[:, 1], abs=2e-3)
+
+
 def test_a_base_stays() -> None:
     follower = Follower(load_embodiment("tiago_base"))
     follower.pose.add(0.0, [0.0, 0.0, 0.0])
