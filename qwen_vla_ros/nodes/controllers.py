@@ -1,26 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write commands to the topics of ros2_control's controllers."""
+"""Write commands to the topics and actions of controllers."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from builtin_interfaces.msg import Duration
-from geometry_msgs.msg import Twist, TwistStamped
+from geometry_msgs.msg import Point, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
+from rclpy.action import ActionClient
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import BaseCommand, Command, JointCommand
 
 from . import qos
 
+# A goal holds the commands of this long: actions are no streams [s].
+GOAL_PERIOD = 0.1
+
+# How long after the last command what was sent, and whether it was refused, is forgotten [s].
+FORGET_PERIOD = 1.0
+
+# How long an answer to "is the action server there" counts [s].
+LOOK_PERIOD = 0.1
+
 
 class UnsupportedController(ValueError):
-    """A controller type that this version cannot write to."""
+    """A controller that cannot be written to; the text says why and what to do."""
 
 
-class Writer:
+def make_writer(node: Node, group: Any, period: float) -> TopicWriter | ActionWriter:
+    """The writer of an action group's controller.
+
+    Args:
+        period: between commands [s].
+
+    Raises:
+        UnsupportedController: no such writer, or one that needs what is not installed.
+    """
+    kind = group.controller.type
+    if kind in _TOPICS:
+        return TopicWriter(node, group, period)
+    if kind in _ACTIONS:
+        return ActionWriter(node, group, period)
+    raise UnsupportedController(
+        f"group {group.name}: controller type {kind} is not written by the executor, "
+        f"expected one of {', '.join([*_TOPICS, *_ACTIONS])}"
+    )
+
+
+class _Messages:
+    """Commands of one group as messages."""
+
+    def __init__(self, group: Any, period: float):
+        self._names = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
+        self._frame = getattr(group, "frame", "")
+        self._period = period
+        self._due = _duration(period)
+        self._before: np.ndarray | None = None
+        if group.controller.type.startswith("cartesian") and group.frame == group.tip:
+            raise UnsupportedController(
+                f"group {group.name}: {group.controller.type} needs a `frame` other than `tip`: "
+                "poses are sent in it"
+            )
+
+    def trajectory(self, command: JointCommand, stamp: Any) -> JointTrajectory:
+        # Header stamp 0 means "from now on". The point is the set-point one period from now, so it is due one
+        # period from now: the controller interpolates across just the time until the next message, and when
+        # that is late it rests at the end of the period instead of running ahead.
+        # No velocities: joint_trajectory_controller refuses a last point that moves, unless told otherwise.
+        point = JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=self._due)
+        return JointTrajectory(joint_names=self._names, points=[point])
+
+    def positions(self, command: JointCommand, stamp: Any) -> Float64MultiArray:
+        return Float64MultiArray(data=command.position.tolist())
+
+    def joint_state(self, command: JointCommand, stamp: Any) -> JointState:
+        message = JointState(name=self._names, position=command.position.tolist())
+        message.header.stamp = stamp
+        return message
+
+    def twist(self, command: BaseCommand, stamp: Any) -> Twist:
+        twist = Twist()
+        *linear, twist.angular.z = command.velocity.tolist()
+        twist.linear.x = linear[0]
+        twist.linear.y = linear[1] if len(linear) > 1 else 0.0
+        return twist
+
+    def twist_stamped(self, command: BaseCommand, stamp: Any) -> TwistStamped:
+        return self._stamped(TwistStamped(twist=self.twist(command, stamp)), stamp)
+
+    def pose(self, command: JointCommand, stamp: Any) -> PoseStamped:
+        message = self._stamped(PoseStamped(), stamp)
+        x, y, z, qw, qx, qy, qz = command.pose.tolist()
+        message.pose.position = Point(x=x, y=y, z=z)
+        message.pose.orientation = Quaternion(x=qx, y=qy, z=qz, w=qw)
+        return message
+
+    def tip_twist(self, command: JointCommand, stamp: Any) -> TwistStamped:
+        """Velocity of the tip over the last period; zero at rest and with the first command."""
+        before, self._before = self._before, command.pose
+        velocity = np.zeros(6)
+        if not command.velocity.any():
+            self._before = None  # the next motion starts anew
+        elif before is not None:
+            velocity[:3] = (command.pose[:3] - before[:3]) / self._period
+            turn = rotations.multiply(command.pose[3:], rotations.inverse(before[3:]))
+            velocity[3:] = rotations.to_vector(turn) / self._period
+        x, y, z, a, b, c = velocity.tolist()
+        twist = Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(x=a, y=b, z=c))
+        return self._stamped(TwistStamped(twist=twist), stamp)
+
+    def _stamped(self, message: Any, stamp: Any) -> Any:
+        message.header.stamp = stamp
+        message.header.frame_id = self._frame
+        return message
+
+
+# Message type and how it is made, by controller type; of a base with `stamped` false, then true.
+_TOPICS: dict[str, Any] = {
+    "joint_trajectory": (JointTrajectory, _Messages.trajectory),
+    "forward_command": (Float64MultiArray, _Messages.positions),
+    "joint_state": (JointState, _Messages.joint_state),
+    "cartesian_pose": (PoseStamped, _Messages.pose),
+    "cartesian_twist": (TwistStamped, _Messages.tip_twist),
+    "diff_drive": ((Twist, _Messages.twist), (TwistStamped, _Messages.twist_stamped)),
+    "omni_drive": ((Twist, _Messages.twist), (TwistStamped, _Messages.twist_stamped)),
+}
+
+
+class TopicWriter:
     """Publishes the commands of one action group.
 
     Attributes:
@@ -30,21 +146,10 @@ class Writer:
 
     def __init__(self, node: Node, group: Any, period: float):
         self.kind = group.controller.type
-        self._joints = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
-        self._stamped = getattr(group.controller, "stamped", False)
-        self._frame = getattr(group, "frame", "")
-        self._period = Duration(nanosec=round(period * 1e9)) if period < 1 else Duration(sec=round(period))
-        makers = {
-            "joint_trajectory": (JointTrajectory, self._trajectory),
-            "forward_command": (Float64MultiArray, self._positions),
-            "diff_drive": (TwistStamped, self._twist_stamped) if self._stamped else (Twist, self._twist),
-        }
-        if self.kind not in makers:
-            raise UnsupportedController(
-                f"group {group.name}: controller type {self.kind} cannot be written to yet, "
-                f"expected one of {', '.join(makers)}"
-            )
-        message_type, self._make = makers[self.kind]
+        choice = _TOPICS[self.kind]
+        message_type, make = choice[group.controller.stamped] if self.kind.endswith("_drive") else choice
+        messages = _Messages(group, period)
+        self._make: Callable[[Any, Any], Any] = make.__get__(messages)
         self._publisher = node.create_publisher(message_type, group.controller.topic, qos.COMMAND)
         self.topic = self._publisher.topic_name
 
@@ -59,24 +164,135 @@ class Writer:
     def destroy(self, node: Node) -> None:
         node.destroy_publisher(self._publisher)
 
-    def _trajectory(self, command: JointCommand, stamp: Any) -> JointTrajectory:
-        # Header stamp 0 means "from now on". The point is the set-point one period from now, so it is due one
-        # period from now: the controller interpolates across just the time until the next message, and when
-        # that is late it rests at the end of the period instead of running ahead.
-        # No velocities: joint_trajectory_controller refuses a last point that moves, unless told otherwise.
-        point = JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=self._period)
-        return JointTrajectory(joint_names=self._joints, points=[point])
 
-    def _positions(self, command: JointCommand, stamp: Any) -> Float64MultiArray:
-        return Float64MultiArray(data=command.position.tolist())
+def _follow_joint_trajectory(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
+    """All set-points, each due one period after the one before: as checked, and a goal's length late."""
+    names = list(group.controller.names or group.joints)
+    points = [
+        JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=_duration(period * (k + 1)))
+        for k, command in enumerate(commands)
+    ]
+    goal = types.FollowJointTrajectory.Goal()
+    goal.trajectory = JointTrajectory(joint_names=names, points=points)
+    return goal
 
-    def _twist(self, command: BaseCommand, stamp: Any) -> Twist:
-        twist = Twist()
-        twist.linear.x, twist.angular.z = command.velocity.tolist()
-        return twist
 
-    def _twist_stamped(self, command: BaseCommand, stamp: Any) -> TwistStamped:
-        message = TwistStamped(twist=self._twist(command, stamp))
-        message.header.stamp = stamp
-        message.header.frame_id = self._frame
-        return message
+def _gripper_command(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
+    goal = types.GripperCommand.Goal()
+    goal.command.position = float(commands[-1].position[0])
+    goal.command.max_effort = float(group.controller.max_effort)
+    return goal
+
+
+def _parallel_gripper_command(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
+    goal = types.ParallelGripperCommand.Goal()
+    goal.command.name = list(group.joints)
+    goal.command.position = commands[-1].position.tolist()
+    return goal
+
+
+# Name of the action's type and how a goal is made, by controller type.
+_ACTIONS: dict[str, Any] = {
+    "follow_joint_trajectory": ("FollowJointTrajectory", _follow_joint_trajectory),
+    "gripper_command": ("GripperCommand", _gripper_command),
+    "parallel_gripper_command": ("ParallelGripperCommand", _parallel_gripper_command),
+}
+
+
+class ActionWriter:
+    """Sends the commands of one action group as goals, one every `GOAL_PERIOD`.
+
+    A goal takes over from the one before. Commands that change nothing are not sent.
+
+    Attributes:
+        topic: resolved name of the action.
+        kind: controller type, as in the YAML.
+    """
+
+    def __init__(self, node: Node, group: Any, period: float, types: Any = None):
+        self.kind = group.controller.type
+        name, self._make = _ACTIONS[self.kind]
+        if types is None:
+            types = _control_msgs(group)
+        if not hasattr(types, name):
+            raise UnsupportedController(
+                f"group {group.name}: controller type {self.kind}: the control_msgs installed here has no "
+                f"{name}; update it"
+            )
+        if self.kind != "follow_joint_trajectory" and len(group.joints) != 1:
+            raise UnsupportedController(
+                f"group {group.name}: controller type {self.kind} moves one joint, found {len(group.joints)}"
+            )
+        self._node, self._group, self._types, self._period = node, group, types, period
+        self._client = ActionClient(node, getattr(types, name), group.controller.topic)
+        self.topic = node.resolve_service_name(group.controller.topic)
+        self._length = max(1, round(GOAL_PERIOD / period))
+        self._waiting: list[JointCommand] = []
+        self._sent: np.ndarray | None = None
+        self._written = self._looked = 0.0
+        self._ready = False
+        self._refused = False
+        # What is left when a motion ends is sent by this timer.
+        self._timer = node.create_timer(
+            GOAL_PERIOD, self._flush, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    @property
+    def connected(self) -> bool:
+        """The action server is there and has not refused the last goal."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_PERIOD:
+            self._looked, self._ready = now, self._client.server_is_ready()
+        return self._ready and not self._refused
+
+    def write(self, command: Command, stamp: Any) -> None:
+        self._written = time.monotonic()
+        self._waiting.append(command)
+        if len(self._waiting) >= self._length:
+            self._send()
+
+    def destroy(self, node: Node) -> None:
+        node.destroy_timer(self._timer)
+        self._client.destroy()
+
+    def _flush(self) -> None:
+        if self._waiting and time.monotonic() - self._written > 2 * self._period:
+            self._send()
+        elif not self._waiting and time.monotonic() - self._written > FORGET_PERIOD:
+            # At rest: a new task may try again, and somebody else may have moved it meanwhile.
+            self._refused, self._sent = False, None
+
+    def _send(self) -> None:
+        commands, self._waiting = self._waiting, []
+        ends = np.array([command.position for command in commands])
+        if self._sent is not None and np.array_equal(ends, np.broadcast_to(self._sent, ends.shape)):
+            return
+        self._sent = ends[-1]
+        goal = self._make(self._types, self._group, self._period, commands)
+        self._client.send_goal_async(goal).add_done_callback(self._answered)
+
+    def _answered(self, future: Any) -> None:
+        if not future.result().accepted:
+            self._refused, self._sent = True, None
+            self._node.get_logger().error(
+                f"{self.topic} refuses goals; is the {self.kind} controller active?"
+            )
+
+
+Writer = TopicWriter | ActionWriter
+
+
+def _control_msgs(group: Any) -> Any:
+    try:
+        import control_msgs.action
+    except ModuleNotFoundError as error:
+        raise UnsupportedController(
+            f"group {group.name}: controller type {group.controller.type} needs the package control_msgs: "
+            "sudo apt install ros-$ROS_DISTRO-control-msgs"
+        ) from error
+    return control_msgs.action
+
+
+def _duration(time_s: float) -> Duration:
+    nanoseconds = round(time_s * 1e9)
+    return Duration(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)

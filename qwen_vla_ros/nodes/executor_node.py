@@ -24,7 +24,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, Motion
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
-from .controllers import UnsupportedController, Writer
+from .controllers import UnsupportedController, Writer, make_writer
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .transforms import yaw_of
 from .watchdog import Trouble, Watchdog
@@ -150,7 +150,7 @@ class ExecutorNode(BodyNode):
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
         try:
             for group in embodiment.actions:
-                self._writers[group.name] = Writer(self, group, self._follower.period)
+                self._writers[group.name] = make_writer(self, group, self._follower.period)
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
         self._take_priority(self.value("realtime_priority"))

@@ -13,7 +13,7 @@ from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.base import compose
 
-# Colours of time, from now to the end of the horizon: red, green, blue in 0..1. The colour-blind see them too.
+# Colours of time, from now to the end of the horizon: red, green, blue in 0..1, also for the colour-blind.
 TIME_COLOURS = np.array([[0.99, 0.80, 0.15], [0.88, 0.39, 0.38], [0.62, 0.10, 0.63], [0.15, 0.05, 0.55]])
 
 

@@ -196,7 +196,7 @@ class VisualizerNode(BodyNode):
     def _hear(self, topic: str, timeout: float) -> str | None:
         """A latched string. The node's own executor is busy with the transition, so another one listens."""
         heard: list[str] = []
-        node = rclpy.create_node("visualizer_description", context=self.context)
+        node = rclpy.create_node("visualizer_description", context=self.context, use_global_arguments=False)
         executor = SingleThreadedExecutor(context=self.context)
         executor.add_node(node)
         node.create_subscription(String, topic, lambda message: heard.append(message.data), qos.LATCHED)

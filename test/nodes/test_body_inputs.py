@@ -18,7 +18,7 @@ from trajectory_msgs.msg import JointTrajectory
 from qwen_vla_ros import resources
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.motion.follower import Follower, JointCommand
-from qwen_vla_ros.nodes.controllers import Writer
+from qwen_vla_ros.nodes.controllers import TopicWriter
 from qwen_vla_ros.nodes.images import rgb_to_encoding
 from qwen_vla_ros.nodes.observing import Views, decode
 
@@ -49,7 +49,7 @@ def test_names_in_messages_are_those_of_the_controller():
     sent = []
     publisher = SimpleNamespace(topic_name="t", publish=sent.append, get_subscription_count=lambda: 1)
     node = SimpleNamespace(create_publisher=lambda *_: publisher)
-    writer = Writer(node, body.actions[0], 0.01)
+    writer = TopicWriter(node, body.actions[0], 0.01)
     writer.write(JointCommand("left_arm", np.zeros(6), np.zeros(6)), Time())
     assert isinstance(sent[0], JointTrajectory)
     assert sent[0].joint_names == [

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each type of controller is told."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
+from qwen_vla_ros.action import ExecuteTask
+from rclpy.action import ActionServer, GoalResponse
+from sensor_msgs.msg import JointState
+
+from qwen_vla_ros.motion import rotations
+from qwen_vla_ros.motion.follower import BaseCommand, JointCommand
+from qwen_vla_ros.nodes import controllers, qos
+from qwen_vla_ros.nodes.controllers import ActionWriter, UnsupportedController, make_writer
+
+PERIOD = 0.01
+STAMP = Time(sec=7)
+
+
+def group(kind, **fields):
+    extra = {name: fields.pop(name) for name in ("stamped", "names", "max_effort") if name in fields}
+    controller = SimpleNamespace(type=kind, topic=f"test_{kind}", **extra)
+    return SimpleNamespace(
+        name="part", controller=controller, **{"joints": ("a", "b"), "frame": "base", "tip": "tool", **fields}
+    )
+
+
+def moved(position, velocity=1.0, pose=None):
+    position = np.array(position, dtype=float)
+    return JointCommand("part", position, np.full(len(position), velocity), pose)
+
+
+@pytest.fixture
+def told(ros_node, wait_for):
+    """What arrives at a controller."""
+    writers = []
+
+    def tell(message_type, kind, commands, **fields):
+        seen = []
+        subscription = ros_node.create_subscription(message_type, f"test_{kind}", seen.append, qos.RELIABLE)
+        writer = make_writer(ros_node, group(kind, **fields), PERIOD)
+        writers.append(writer)
+        wait_for(lambda: writer.connected, 20.0, "the controller")
+        for number, command in enumerate(commands, 1):
+            writer.write(command, STAMP)
+            wait_for(lambda number=number: len(seen) == number, 20.0, "the command")
+        ros_node.destroy_subscription(subscription)
+        return seen
+
+    yield tell
+    for writer in writers:
+        writer.destroy(ros_node)
+
+
+def test_messages_on_topics(told):
+    (state,) = told(JointState, "joint_state", [moved([0.1, 0.2])], names=("left", "right"))
+    assert (list(state.name), list(state.position), state.header.stamp.sec) == (
+        ["left", "right"],
+        [0.1, 0.2],
+        7,
+    )
+    (twist,) = told(Twist, "omni_drive", [BaseCommand("part", np.array([0.1, 0.2, 0.3]))], stamped=False)
+    assert (twist.linear.x, twist.linear.y, twist.angular.z) == (0.1, 0.2, 0.3)
+    (twist,) = told(TwistStamped, "diff_drive", [BaseCommand("part", np.array([0.1, 0.3]))], stamped=True)
+    assert (twist.twist.linear.x, twist.twist.linear.y, twist.twist.angular.z) == (0.1, 0.0, 0.3)
+    assert twist.header.frame_id == "base"
+
+    turn = rotations.from_vector(np.array([0.0, 0.0, 0.002]))
+    poses = [np.array([0.5, 0.0, 0.3, 1, 0, 0, 0]), np.array([0.501, 0.0, 0.298, *turn])]
+    (pose,) = told(PoseStamped, "cartesian_pose", [moved([0, 0], pose=poses[1])])
+    assert (pose.pose.position.x, pose.pose.position.z, pose.header.frame_id) == (0.501, 0.298, "base")
+    assert pose.pose.orientation.w == pytest.approx(turn[0])
+    assert pose.pose.orientation.z == pytest.approx(turn[3])
+    twists = told(
+        TwistStamped,
+        "cartesian_twist",
+        [moved([0, 0], pose=poses[0]), moved([0, 0], pose=poses[1]), moved([0, 0], 0.0, poses[1])],
+    )
+    values = [[t.twist.linear.x, t.twist.linear.z, t.twist.angular.z] for t in twists]
+    np.testing.assert_allclose(values, [[0, 0, 0], [0.1, -0.2, 0.2], [0, 0, 0]], atol=1e-9)
+
+
+def test_goals_hold_what_the_executor_said():
+    types = SimpleNamespace(
+        FollowJointTrajectory=SimpleNamespace(Goal=SimpleNamespace),
+        GripperCommand=SimpleNamespace(Goal=lambda: SimpleNamespace(command=SimpleNamespace())),
+        ParallelGripperCommand=SimpleNamespace(Goal=lambda: SimpleNamespace(command=JointState())),
+    )
+    commands = [moved([0.1, 1.1]), moved([0.2, 1.2])]
+    goal = controllers._follow_joint_trajectory(
+        types, group("follow_joint_trajectory", names=None), PERIOD, commands
+    )
+    assert list(goal.trajectory.joint_names) == ["a", "b"]
+    rows = [(list(p.positions), p.time_from_start.nanosec) for p in goal.trajectory.points]
+    assert rows == [([0.1, 1.1], 10_000_000), ([0.2, 1.2], 20_000_000)]
+    one = [moved([0.03]), moved([0.02])]
+    goal = controllers._gripper_command(
+        types, group("gripper_command", joints=("a",), max_effort=5.0), PERIOD, one
+    )
+    assert (goal.command.position, goal.command.max_effort) == (0.02, 5.0)
+    goal = controllers._parallel_gripper_command(
+        types, group("parallel_gripper_command", joints=("a",)), PERIOD, one
+    )
+    assert (list(goal.command.name), list(goal.command.position)) == (["a"], [0.02])
+
+
+def test_an_action_gets_few_goals_the_last_one_too_and_a_refusal_is_noticed(ros_node, wait_for, monkeypatch):
+    """The stream of goals, over DDS, with an action that exists here in place of control_msgs'."""
+
+    def make(types, group, period, commands):
+        return ExecuteTask.Goal(time_limit=float(commands[-1].position[0]))
+
+    monkeypatch.setitem(controllers._ACTIONS, "gripper_command", ("GripperCommand", make))
+    goals, welcome = [], [True]
+
+    def judge(goal):
+        goals.append(goal.time_limit)
+        return GoalResponse.ACCEPT if welcome[0] else GoalResponse.REJECT
+
+    def run(handle):
+        handle.succeed()
+        return ExecuteTask.Result()
+
+    part = group("gripper_command", joints=("a",), max_effort=0.0)
+    types = SimpleNamespace(GripperCommand=ExecuteTask)
+
+    def begin():
+        server = ActionServer(
+            ros_node, ExecuteTask, part.controller.topic, execute_callback=run, goal_callback=judge
+        )
+        return server, ActionWriter(ros_node, part, PERIOD, types)
+
+    made = ros_node.executor.create_task(begin)
+    wait_for(made.done, 10.0, "server and writer")
+    server, writer = made.result()
+    wait_for(lambda: writer.connected, 20.0, "the action server")
+    values = np.linspace(0.0, 1.0, 25)
+
+    def stream():
+        for value in values:
+            writer.write(moved([value]), STAMP)
+
+    # By the thread that owns the node, as the executor does.
+    ros_node.executor.create_task(stream)
+    wait_for(lambda: goals and goals[-1] == 1.0, 20.0, "the last command")
+    assert goals == [pytest.approx(values[9]), pytest.approx(values[19]), 1.0]
+    assert writer.connected
+    welcome[0] = False
+    ros_node.executor.create_task(lambda: [writer.write(moved([0.5]), STAMP) for _ in range(10)])
+    wait_for(lambda: not writer.connected, 20.0, "the refusal to be noticed")
+    wait_for(lambda: writer.connected, 20.0, "another chance")
+
+    def end():
+        writer.destroy(ros_node)
+        server.destroy()
+
+    wait_for(ros_node.executor.create_task(end).done, 10.0, "the end")
+
+
+def test_what_cannot_be_written_is_refused_with_what_to_do(ros_node, monkeypatch):
+    monkeypatch.setitem(sys.modules, "control_msgs", None)
+    monkeypatch.setitem(sys.modules, "control_msgs.action", None)
+    with pytest.raises(UnsupportedController, match=r"apt install ros-\$ROS_DISTRO-control-msgs"):
+        make_writer(ros_node, group("gripper_command", joints=("a",)), PERIOD)
+    with pytest.raises(UnsupportedController, match="moves one joint, found 2"):
+        ActionWriter(ros_node, group("gripper_command"), PERIOD, SimpleNamespace(GripperCommand=ExecuteTask))
+    with pytest.raises(UnsupportedController, match="has no ParallelGripperCommand"):
+        ActionWriter(ros_node, group("parallel_gripper_command"), PERIOD, SimpleNamespace())
+    with pytest.raises(UnsupportedController, match="needs a `frame` other than `tip`"):
+        make_writer(ros_node, group("cartesian_pose", frame="tool"), PERIOD)
+    with pytest.raises(UnsupportedController, match="type path is not written by the executor"):
+        make_writer(ros_node, group("path"), PERIOD)
