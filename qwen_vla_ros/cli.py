@@ -24,8 +24,10 @@ COMMANDS = (
     ("data", "qwen_vla_ros.training.cli:data", "Make demonstrations in simulation."),
     ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),
     ("eval", "qwen_vla_ros.demo.cli:evaluate", "Evaluate a checkpoint in simulation; write a report."),
+    ("card", "qwen_vla_ros.training.cli:card", "Write the model card of a checkpoint, with its scores."),
     ("demo", "qwen_vla_ros.demo.cli:demo", "Run the simulated bodies one after another."),
     ("run", "qwen_vla_ros.demo.cli:run", "Run one simulated body."),
+    ("say", "qwen_vla_ros.nodes.say:say", "Give a running robot an instruction; Ctrl-C cancels it."),
 )
 
 _GENERATED = tuple(f"{qwen_vla_ros.__name__}.{kind}" for kind in ("action", "msg", "srv"))

@@ -25,6 +25,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
 from .controllers import UnsupportedController, Writer, make_writer
+from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .transforms import yaw_of
 from .watchdog import Trouble, Watchdog
@@ -135,6 +136,7 @@ class ExecutorNode(BodyNode):
         self._services: list = []
         self._writers: dict[str, Writer] = {}
         self._server: ActionServer | None = None
+        self._instruction: InstructionTopic | None = None
         self._timers: list = []
         self._task: ActiveTask | None = None
         self._next_task_id = time.time_ns()
@@ -201,6 +203,7 @@ class ExecutorNode(BodyNode):
             handle_accepted_callback=self._on_goal,
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
+        self._instruction = InstructionTopic(self)
 
     def activate(self) -> None:
         self._publish_task(0, False, "", self.now)
@@ -227,6 +230,9 @@ class ExecutorNode(BodyNode):
         self._settle(None)
 
     def cleanup(self) -> None:
+        if self._instruction is not None:
+            self._instruction.destroy()
+            self._instruction = None
         if self._server is not None:
             self._server.destroy()
             self._server = None
