@@ -24,12 +24,13 @@ MAX_HORIZON = 64
 Number = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-1e6, le=1e6)]
 Positive = Annotated[float, Strict(), AllowInfNan(False), Field(gt=0.0, le=1e6)]
 _IDENTIFIER = r"^[a-z][a-z0-9_]*$"
-_NAME = r"^[A-Za-z_][A-Za-z0-9_./-]*$"
+# Whatever CAD programs write into URDF files.
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_./: -]*$"
 _TOPIC = r"^(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$"
 # What the patterns say, for messages.
 WORDS = {
     _IDENTIFIER: "lower-case letters, digits and '_', a letter first",
-    _NAME: "letters, digits, '_', '.', '/' and '-', a letter or '_' first",
+    _NAME: "letters, digits, '_', '.', '/', ':', '-' and blanks, a letter, a digit or '_' first",
     _TOPIC: "a ROS name such as camera/image_raw, /joint_states or ~/command",
 }
 Identifier = Annotated[str, Field(pattern=_IDENTIFIER, max_length=64)]

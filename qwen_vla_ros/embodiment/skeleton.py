@@ -59,6 +59,8 @@ class Parts:
     def arms(self) -> Literal["single", "dual", "none"]:
         """For the prompt."""
         count = sum(part.kind == "joint_position" and part.name != "torso" for part in self.groups)
+        # A gripper or a hand alone is what the model knows of an arm.
+        count = max(count, any(part.kind != "joint_position" for part in self.groups))
         return "none" if count == 0 else "single" if count == 1 else "dual"
 
 
@@ -219,7 +221,11 @@ def skeleton(urdf: Urdf, parts: Parts, plan: Plan) -> str:
         lines += ["", "# Joints of the URDF that nothing here moves:", *_wrapped(left_out)]
     if parts.groups:
         lines += ["", _noted("home:", "CHECK: a pose that is safe to rest in")]
-        lines += [f"  {joint.name}: {_text(_home(joint))}" for part in parts.groups for joint in part.joints]
+        lines += [
+            f"  {_quoted(joint.name)}: {_text(_home(joint))}"
+            for part in parts.groups
+            for joint in part.joints
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -246,11 +252,13 @@ def _group(part: Part, plan: Plan) -> list[str]:
     lines = [
         f"  - name: {part.name}",
         f"    kind: {kind}",
-        f"    joints: [{', '.join(joint.name for joint in part.joints)}]",
+        f"    joints: [{', '.join(_quoted(joint.name) for joint in part.joints)}]",
         f"    unit: {unit}",
     ]
     if continuous and kind == "joint_position":
-        lines.append(f"    continuous: [{', '.join(continuous)}]   # CHECK: no cable that winds up?")
+        lines.append(
+            f"    continuous: [{', '.join(map(_quoted, continuous))}]   # CHECK: no cable that winds up?"
+        )
     note = f"; CHECK: the URDF has no position of {', '.join(missing)}" if missing else ""
     lines += [
         "    reference: absolute   # CHECK: absolute | chunk_start | previous_step, as in the training",
@@ -273,7 +281,7 @@ def _base(urdf: Urdf, plan: Plan) -> list[str]:
     return [
         "  - name: base",
         "    kind: base_velocity",
-        f"    frame: {frame}",
+        f"    frame: {_quoted(frame)}",
         "    limits:               # CHECK: slow at first",
         "      linear: {velocity: 0.3, acceleration: 0.5, jerk: 2.5}",
         "      angular: {velocity: 0.8, acceleration: 1.5, jerk: 7.5}",
@@ -306,7 +314,11 @@ def _each(values: Sequence[float]) -> str:
 
 
 def _quoted(text: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9 _./-]*", text) and text.lower() not in ("true", "false", "null")
+    plain = re.fullmatch(r"[A-Za-z]([A-Za-z0-9 _./-]*[A-Za-z0-9_./-])?", text) and text.lower() not in (
+        "true",
+        "false",
+        "null",
+    )
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 

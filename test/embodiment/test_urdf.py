@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qwen_vla_ros import resources
 from qwen_vla_ros.embodiment import load_embodiment, render_prompt
@@ -213,3 +215,32 @@ def test_text_that_yaml_would_misread(tmp_path):
 )
 def test_identifier(text, name):
     assert identifier(text) == name
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_./: -]{0,12}", fullmatch=True) | st.sampled_from(
+    ["true", "null", "12", "1e3", "a: b", "a - b", "left_arm_joint1", "gripper", "wheel", "Revolute 2", "on"]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    names=st.lists(NAMES, min_size=1, max_size=6, unique=True),
+    kinds=st.lists(st.sampled_from(["revolute", "continuous", "prismatic", "fixed"]), min_size=6, max_size=6),
+    parents=st.lists(st.integers(0, 5), min_size=6, max_size=6),
+    base=st.sampled_from(["none", "diff_drive", "omni_drive"]),
+)
+def test_whatever_the_joints_are_called(tmp_path_factory, names, kinds, parents, base):
+    folder = tmp_path_factory.getbasetemp()
+    joints = [
+        joint(name, kind, f"link {min(parent, k)}", f"link {k + 1}")
+        for k, (name, kind, parent) in enumerate(zip(names, kinds, parents, strict=False))
+    ]
+    urdf = read_urdf(write(folder, robot(*joints)))
+    parts = guess_parts(urdf)
+    found = [j.name for part in parts.groups for j in part.joints] + [*parts.wheels, *parts.left_out]
+    assert sorted(found) == sorted(j.name for j in urdf.joints.values() if j.moves)
+    if not parts.groups and base == "none":
+        return
+    body = made(folder, urdf, parts, base=base)
+    assert body.joints == tuple(j.name for part in parts.groups for j in part.joints)
+    assert [str(f) for f in examine(Subject(body, urdf=urdf)) if not f.warning] == []
