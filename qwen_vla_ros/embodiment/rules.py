@@ -182,6 +182,10 @@ def _controllers(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
         if isinstance(names, list) and joints and len(names) != len(joints):
             place = (*path, "controller", "names")
             yield Fault(place, f"{len(names)} names", f"{len(joints)}, one per joint, or none at all")
+        if _dict(group.get("controller")).get("type") == "gripper_command" and len(joints) > 1:
+            yield Fault(
+                (*path, "joints"), f"{len(joints)} joints", "one: a GripperCommand holds one position"
+            )
 
 
 def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:

@@ -14,6 +14,7 @@ from qwen_vla_ros.embodiment.document import MAX_BYTES
 PANDA = (resources.embodiments_directory() / "franka_panda.yaml").read_text()
 TIAGO = (resources.embodiments_directory() / "tiago_base.yaml").read_text()
 WIDOWX = (resources.embodiments_directory() / "widowx.yaml").read_text()
+MOBILE = (resources.embodiments_directory() / "mobile_aloha.yaml").read_text()
 
 
 def faults_of(tmp_path, text, name="robot.yaml"):
@@ -31,7 +32,7 @@ def edited(text, old, new):
 
 
 def named(text):
-    for name in ("franka_panda", "tiago_base", "widowx"):
+    for name in ("franka_panda", "mobile_aloha", "tiago_base", "widowx"):
         text = text.replace(f"\nname: {name}", "\nname: robot")
     return text
 
@@ -276,6 +277,72 @@ OTHER_CASES = {
         "actions[0].reference",
         "'absolute'",
         "'chunk_start'",
+    ),
+    "gripper command of two joints": (
+        WIDOWX.replace("joints: [left_finger]", "joints: [left_finger, right_finger]"),
+        "actions[1].joints",
+        "2 joints",
+        "one",
+    ),
+    "names of the controller": (
+        MOBILE.replace("names: [waist, shoulder,", "names: [shoulder,"),
+        "actions[0].controller.names",
+        "5 names",
+        "6, one per joint",
+    ),
+    "unknown topic of joint names": (
+        MOBILE.replace("    follower_left/joint_states: [", "    left/joint_states: ["),
+        "state.joint_names.left/joint_states",
+        "not in joint_states",
+        "state.joint_states",
+    ),
+    "a joint in two topics": (
+        MOBILE.replace("[right/waist, right/shoulder", "[left/waist, right/shoulder"),
+        "state.joint_names.follower_right/joint_states[0]",
+        "second time",
+        "one topic",
+    ),
+    "a joint in no topic": (
+        MOBILE.replace("joints: [left/waist", "joints: [left/hip"),
+        "actions[0].joints[0]",
+        "'left/hip', in no topic",
+        "joint_names",
+    ),
+    "units per joint": (
+        MOBILE.replace("    unit: rad", "    unit: [rad, rad]", 1),
+        "actions[0].unit",
+        "2 units",
+        "6, one per joint",
+    ),
+    "fractions beyond 1": (
+        WIDOWX.replace("limits: {position: [0.0, 1.0]", "limits: {position: [0.0, 100.0]"),
+        "actions[1].limits.position",
+        "[0, 100]",
+        "within [0, 1]",
+    ),
+    "opening of metres": (
+        WIDOWX.replace("unit: fraction ", "unit: m "),
+        "actions[1].opening",
+        "an opening with the unit 'm'",
+        "unit: fraction",
+    ),
+    "opening that does not open": (
+        WIDOWX.replace("opening: [0.015, 0.037]", "opening: [0.015, 0.015]"),
+        "actions[1].opening",
+        "closed and open",
+        "two different positions",
+    ),
+    "opening per joint": (
+        WIDOWX.replace("opening: [0.015, 0.037]", "opening: [[0.015, 0.037], [0.015, 0.037]]"),
+        "actions[1].opening",
+        "2 values",
+        "1, one per joint",
+    ),
+    "rotation of a camera": (
+        WIDOWX.replace("    max_age: 0.5", "    rotate: 45\n    max_age: 0.5", 1),
+        "cameras[0].rotate",
+        "45",
+        "90",
     ),
     "threshold of a relative gripper": (
         WIDOWX.replace("reference: absolute", "reference: chunk_start"),
