@@ -28,7 +28,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Follower, MotionError, Un
 TICKS = 40_000  # of `make bench`
 SEED = 7
 
-# Ticks of a body with an end effector, by those of another.
+# Ticks of a body with an end effector, by those of another with as many channels.
 TIP_SHARE = 0.2
 
 # What a difference quotient of commands may exceed its limit by: 1e-6 of it, and what a position that is off
@@ -321,8 +321,11 @@ def tallies(ticks: int, seed: int = SEED, bodies: list[str] | None = None) -> It
             print(f"{name}: left out: {error}", file=sys.stderr)
             continue
         found.append(body)
-    # A tip takes many times as long, and its joints are tracked by the same code as any others.
-    shares = [TIP_SHARE if any(hasattr(group, "ik") for group in body.actions) else 1.0 for body in found]
+    # So that each body takes about as long: channels take time, and a tip takes many times as much.
+    shares = [
+        (TIP_SHARE if any(hasattr(group, "ik") for group in body.actions) else 1.0) / body.layout.count
+        for body in found
+    ]
     for body, share in zip(found, shares, strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # an overflow is a defect
