@@ -25,6 +25,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
 from .controllers import UnsupportedController, Writer, make_writer
+from .diagnostics import ERROR, WARN, Diagnostics, Health, Window
 from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .transforms import yaw_of
@@ -132,12 +133,14 @@ class ExecutorNode(BodyNode):
             100.0,
         )
         declare(self, "exclusive", True, "Refuse to move while another node publishes on a command topic")
+        declare(self, "warn_latency", 0.5, "Capture to command above which diagnostics warn [s]", 0.0, 3600.0)
+        self._diagnostics: Diagnostics | None = None
         self._entities: list = []
-        self._services: list = []
+        self._obeyed: list = []
         self._writers: dict[str, Writer] = {}
         self._server: ActionServer | None = None
         self._instruction: InstructionTopic | None = None
-        self._timers: list = []
+        self._clockwork: list = []
         self._task: ActiveTask | None = None
         self._next_task_id = time.time_ns()
         self._ended = -math.inf
@@ -171,6 +174,13 @@ class ExecutorNode(BodyNode):
         self._capture_to_command = math.nan
         self._clock_seen = math.nan, 0.0
         self._commands = 0
+        # Where the time from capture to command goes, stage by stage.
+        self._stages = {
+            stage: Window() for stage in ("before inference", "inference", "transport", "queue", "command")
+        }
+        self._latency, self._periods, self._chunk_times = Window(), Window(), Window()
+        self._refused = 0
+        self._ticked = self._accepted_at = math.nan
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
         self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
         for name, kind, call in (
@@ -181,7 +191,7 @@ class ExecutorNode(BodyNode):
             ("home", Trigger, self._on_home),
             ("take_over", SetBool, self._on_take_over),
         ):
-            self._services.append(self.create_service(kind, f"~/{name}", call))
+            self._obeyed.append(self.create_service(kind, f"~/{name}", call))
         for topic in embodiment.state.joint_states:
             keep = partial(self._watchdog.hear_joints, names=embodiment.state.joint_names.get(topic))
             self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
@@ -210,16 +220,21 @@ class ExecutorNode(BodyNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
         clock = self.get_clock() if self.value("use_sim_time") else steady
-        self._timers = [
+        self._clockwork = [
             self.create_timer(self._follower.period, self._tick, clock=clock),
             self.create_timer(STATUS_PERIOD, self._report, clock=steady),
         ]
+        parts = {"motion": self._motion_health, "chunks": self._chunk_health, "robot": self._robot_health}
+        self._diagnostics = Diagnostics(self, self.embodiment.name, parts)
         self._publish_status()
 
     def deactivate(self) -> None:
-        for timer in self._timers:
+        if self._diagnostics is not None:
+            self._diagnostics.destroy()
+            self._diagnostics = None
+        for timer in self._clockwork:
             self.destroy_timer(timer)
-        self._timers = []
+        self._clockwork = []
         # Nothing else runs during a transition, so the ramp is written here.
         while not (self._follower.resting or self._state == State.STATE_FAULT):
             self._write(self._follower.brake(), self.now)
@@ -239,9 +254,9 @@ class ExecutorNode(BodyNode):
         for entity in self._entities:
             self.destroy_subscription(entity)
         self._entities = []
-        for service in self._services:
+        for service in self._obeyed:
             self.destroy_service(service)
-        self._services = []
+        self._obeyed = []
         for writer in self._writers.values():
             writer.destroy(self)
         self._writers = {}
@@ -285,7 +300,7 @@ class ExecutorNode(BodyNode):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # The newest counts; it is looked at when the robot may follow it.
-        self._pending = message
+        self._pending, self._pending_at = message, self.now
 
     # Goals
 
@@ -332,6 +347,9 @@ class ExecutorNode(BodyNode):
 
     def _tick(self) -> None:
         now = self.now
+        wall = time.monotonic()
+        self._periods.add(wall - self._ticked)
+        self._ticked = wall
         task = self._task
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
@@ -424,7 +442,10 @@ class ExecutorNode(BodyNode):
         task.moved = True
         self._write(self._follower.step(now), now)
         if math.isnan(self._capture_to_command):
-            self._capture_to_command = self.now - self._follower.timeline.stamp
+            written = self.now
+            self._capture_to_command = written - self._follower.timeline.stamp
+            self._latency.add(self._capture_to_command)
+            self._stages["command"].add(written - self._accepted_at)
             self._publish_feedback(task)
             self._publish_status()
 
@@ -448,6 +469,7 @@ class ExecutorNode(BodyNode):
             rows = np.asarray(message.data).reshape(message.horizon, count)
             self._follower.offer(rows, seconds(message.header.stamp), message.step, now, message.sequence)
         except ChunkRefused as error:
+            self._refused += 1
             if error.late:
                 # Not a fault: the chunk being followed goes on, and its end is watched.
                 self.get_logger().warning(
@@ -458,6 +480,16 @@ class ExecutorNode(BodyNode):
             return False
         task.chunks += 1
         task.inference_time = message.inference_time
+        self._accepted_at = now
+        published = seconds(message.header.stamp) + message.observation_age
+        for stage, value in (
+            ("before inference", message.observation_age - message.inference_time),
+            ("inference", message.inference_time),
+            ("transport", self._pending_at - published),
+            ("queue", now - self._pending_at),
+        ):
+            self._stages[stage].add(value)
+        self._chunk_times.add()
         self._capture_to_command = math.nan
         return True
 
@@ -660,6 +692,56 @@ class ExecutorNode(BodyNode):
 
     # What is said
 
+    def _motion_health(self) -> Health:
+        follower, periods = self._follower, self._periods
+        health = Health(
+            {
+                "state": _STATE_NAMES[self._state],
+                "task": "" if self._task is None else self._task.instruction,
+                "dry run": self._dry_run,
+                "commands": self._commands,
+                "period p50 [s]": periods.percentile(50),
+                "period p99 [s]": periods.percentile(99),
+                "stop duration [s]": self._stop_duration,
+                "clock jumps": follower.clock_jumps,
+                **{f"clamped set-points of {name}": count for name, count in follower.clamps.items()},
+            }
+        )
+        trouble = self._trouble
+        if trouble is not None:
+            health.check(True, trouble.message, ERROR if self._state in CLOSED else WARN)
+        return health
+
+    def _chunk_health(self) -> Health:
+        latency = self._latency.percentile(99)
+        figures: dict[str, object] = {
+            "rate [Hz]": self._chunk_times.rate,
+            "refused": self._refused,
+            "capture to command p50 [s]": self._latency.percentile(50),
+            "capture to command p99 [s]": latency,
+        }
+        for stage, window in self._stages.items():
+            figures[f"{stage} p50 [s]"] = window.percentile(50)
+            figures[f"{stage} p99 [s]"] = window.percentile(99)
+        health = Health(figures)
+        limit = self.value("warn_latency")
+        health.check(latency > limit, f"capture to command takes {latency:.2f} s, more than {limit} s")
+        return health
+
+    def _robot_health(self) -> Health:
+        now, state = self.now, self.embodiment.state
+        age, newest = self._watchdog.joint_age(now), self._follower.pose.newest
+        figures: dict[str, object] = {"joint state age [s]": age}
+        if self._follower.needs_odometry:
+            figures["odometry age [s]"] = math.inf if newest is None else now - newest[0]
+        health = Health(figures)
+        health.check(age > state.max_age, f"joint states are {age:.2f} s old, allowed {state.max_age} s")
+        for topic, names in self._watchdog.rivals.items():
+            health.check(True, f"{', '.join(names)} also publishes on {topic}")
+        for name, writer in ({} if self._dry_run else self._writers).items():
+            health.check(not writer.connected, f"nobody subscribes to {writer.topic} of {name}", ERROR)
+        return health
+
     def _set_state(self, state: int, trouble: Trouble | None) -> None:
         changed = (state, trouble) != (self._state, self._trouble)
         if (
@@ -740,6 +822,12 @@ class ExecutorNode(BodyNode):
             )
         )
 
+
+_STATE_NAMES = {
+    value: name.removeprefix("STATE_").lower()
+    for name, value in vars(State).items()
+    if name.startswith("STATE_")
+}
 
 # Missing at the start, these may still appear within `start_timeout`.
 _APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,11 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment, denormalise
-from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
-from qwen_vla_ros.policy import Observation, ObservationError, PolicyError, load_policy
+from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
+from qwen_vla_ros.policy import Continuation, Observation, ObservationError, PolicyError, load_policy
 
 from . import qos
+from .diagnostics import ERROR, Diagnostics, Health, Window
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode
 
@@ -30,6 +32,9 @@ Result = ExecuteTask.Result
 State = PolicyStatus
 
 HEARTBEAT_PERIOD = 0.02
+
+# Chunks whose way to the robot tells how many rows the next one will lose.
+DELAYS = 8
 
 
 @dataclass
@@ -60,6 +65,7 @@ class PolicyNode(BodyNode):
         declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
         declare(self, "threads", 0, "CPU threads of the model; 0 means one less than there are CPUs", 0, 1024)
         declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
+        declare(self, "handover", "", "As of the executor: with rtc each chunk continues the one before")
         declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)
         declare(
             self, "camera_timeout", 10.0, "How long configure waits for camera publishers [s]", 0.0, 3600.0
@@ -72,16 +78,29 @@ class PolicyNode(BodyNode):
             0.0,
             600.0,
         )
+        declare(
+            self,
+            "warn_camera_rate",
+            5.0,
+            "Images per second of a camera below which diagnostics warn",
+            0.0,
+            1000.0,
+        )
         self._load = load
+        self._diagnostics: Diagnostics | None = None
         self._policy: Any = None
         self._inbox: Inbox | None = None
         self._entities: list = []
-        self._timers: list = []
+        self._clockwork: list = []
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._work: _Work | None = None
         self._sequence = 0
         self._joints: dict[str, tuple[float, float]] = {}
+        self._outlook: Any = None
+        # Sequence of the chunk that the executor follows, and how long the last ones took to get there [s].
+        self._followed = 0
+        self._delays: deque[float] = deque(maxlen=DELAYS)
 
     # Lifecycle
 
@@ -101,6 +120,11 @@ class PolicyNode(BodyNode):
         except RuntimeError as error:  # PolicyError, CheckpointError, and what torch says of a device
             raise ConfigurationError(str(error)) from error
         self._inbox = Inbox(embodiment)
+        self._outlook = None
+        if (self.value("handover") or embodiment.motion.mode) == "rtc":
+            from qwen_vla_ros.motion.outlook import Outlook  # ruckig
+
+            self._outlook = Outlook(embodiment)
         # Loading took time in which cameras could appear; one look is the least.
         self._find_cameras(embodiment, began + self.value("camera_timeout"))
         self._chunk_publisher = self.create_lifecycle_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
@@ -128,17 +152,28 @@ class PolicyNode(BodyNode):
                 keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
                 self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         self._entities.append(self.create_subscription(Task, "task", self._on_task, qos.LATCHED))
+        if self._outlook is not None:
+            self._entities.append(
+                self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, qos.LATCHED)
+            )
+        self._inference, self._skew = Window(), Window()
+        self._counted = {camera.view: (time.monotonic(), 0) for camera in self.embodiment.cameras}
+        parts = {"cameras": self._camera_health, "model": self._model_health}
+        self._diagnostics = Diagnostics(self, self.embodiment.name, parts)
         self._thread = threading.Thread(target=self._think, name="inference")
         self._thread.start()
         # The heartbeat shares no thread with the model: it goes on while the model hangs.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timers = [self.create_timer(HEARTBEAT_PERIOD, self._beat, clock=steady)]
+        self._clockwork = [self.create_timer(HEARTBEAT_PERIOD, self._beat, clock=steady)]
 
     def deactivate(self) -> None:
         self._stop.set()
-        for timer in self._timers:
+        if self._diagnostics is not None:
+            self._diagnostics.destroy()
+            self._diagnostics = None
+        for timer in self._clockwork:
             self.destroy_timer(timer)
-        self._timers = []
+        self._clockwork = []
         for entity in self._entities:
             self.destroy_subscription(entity)
         self._entities = []
@@ -208,6 +243,11 @@ class PolicyNode(BodyNode):
             self._work = None
         self._inbox.arrived.set()
 
+    def _on_executor(self, message: ExecutorStatus) -> None:
+        if message.sequence != self._followed and math.isfinite(message.capture_to_command):
+            self._followed = message.sequence
+            self._delays.append(message.capture_to_command)
+
     # Heartbeat
 
     def _beat(self) -> None:
@@ -231,6 +271,35 @@ class PolicyNode(BodyNode):
                 status.state = State.STATE_FAULT if work.fault is not None else State.STATE_WAITING
                 status.code, status.message = trouble.code, str(trouble)
         self._status_publisher.publish(status)
+
+    def _camera_health(self) -> Health:
+        figures: dict[str, object] = {"skew p99 [s]": self._skew.percentile(99)}
+        health = Health(figures)
+        lowest, now = self.value("warn_camera_rate"), time.monotonic()
+        for view, frames, age in zip(*self._inbox.counts(self.now), strict=True):
+            before, counted = self._counted[view]
+            rate = (frames - counted) / max(1e-9, now - before)
+            self._counted[view] = now, frames
+            figures |= {f"{view} frames": frames, f"{view} rate [Hz]": rate, f"{view} age [s]": age}
+            health.check(
+                rate < lowest, f"camera {view} sends {rate:.1f} images per second, expected {lowest}"
+            )
+        return health
+
+    def _model_health(self) -> Health:
+        info, work = self._policy.info, self._work
+        health = Health(
+            {
+                "checkpoint": info.checkpoint,
+                "device": info.device,
+                "chunks per second": self._inference.rate,
+                "inference p50 [s]": self._inference.percentile(50),
+                "inference p99 [s]": self._inference.percentile(99),
+            }
+        )
+        if work is not None and work.fault is not None:
+            health.check(True, str(work.fault), ERROR)
+        return health
 
     def _look(self, work: _Work, now: float) -> NotObserved | None:
         """What is missing for an observation; a fault of the task when it has been missing for too long."""
@@ -288,16 +357,32 @@ class PolicyNode(BodyNode):
         images = decode(self.embodiment, views)
         seed = self.value("seed")
         observation = Observation(images, work.instruction, views.oldest, self._state())
-        chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks)
+        options = {} if (plan := self._plan(work, views.oldest)) is None else {"plan": plan}
+        chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks, **options)
         check_chunk(chunk, self.embodiment)
         data = denormalise(chunk, self._policy.statistics)
         work.inference_time = time.perf_counter() - began
         work.last_capture = views.oldest
+        self._inference.add(work.inference_time)
+        self._skew.add(views.skew)
         if self._work is not work or self._stop.is_set():
             return  # the task ended meanwhile
         work.chunks += 1
         self._sequence += 1
+        if self._outlook is not None:
+            self._outlook.note(data, views.oldest)
         self._publish_chunk(work, views, data)
+
+    def _plan(self, work: _Work, stamp: float) -> Continuation | None:
+        """What the chunk has to continue: the one before, if it is being followed."""
+        if self._outlook is None or not work.chunks or self._followed != self._sequence:
+            return None
+        plan = self._outlook.plan(stamp)
+        if plan is None:
+            return None
+        # As many rows as the last chunks lost on their way, at most, will be lost again.
+        lost = math.ceil(max(self._delays) * self.embodiment.control_rate)
+        return Continuation(plan.rows, plan.known, min(lost, plan.known))
 
     def _publish_chunk(self, work: _Work, views: Any, data: np.ndarray) -> None:
         message = ActionChunk(

@@ -147,7 +147,7 @@ class SimNode(Node):
         self._recorder = StateRecorder(Path(folder), RECORD_PERIOD) if folder else None
 
         body = self._world.body
-        self._clock = self.create_publisher(Clock, "/clock", qos.SENSOR)
+        self._clock_publisher = self.create_publisher(Clock, "/clock", qos.SENSOR)
         self._states = [
             self.create_publisher(JointState, topic, qos.RELIABLE)
             for topic in self.embodiment.state.joint_states or ("joint_states",)
@@ -333,7 +333,7 @@ class SimNode(Node):
             self._world.step(CLOCK_PERIOD)
             ticks += 1
             now = self._world.time
-            self._clock.publish(Clock(clock=_stamp(now)))
+            self._clock_publisher.publish(Clock(clock=_stamp(now)))
             if ticks % every[STATE_PERIOD] == 0:
                 self._publish_state(now)
             if self._recorder is not None:

@@ -12,6 +12,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from diagnostic_msgs.msg import DiagnosticArray
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.msg import PolicyStatus
 from sensor_msgs.msg import CompressedImage, Image
@@ -29,9 +30,22 @@ def test_pixels_move_the_robot(robot, checkpoint):
     robot.run_executor()
     policy = robot.start("policy", embodiment="franka_panda", checkpoint=str(checkpoint), seed=3)
     robot.wait_ready(timeout=90.0)
+    health = {}
+    robot.node.create_subscription(
+        DiagnosticArray,
+        "/diagnostics",
+        lambda message: health.update({part.name: part for part in message.status}),
+        qos.RELIABLE,
+    )
     result = robot.send("reach the red cube", time_limit=3.0).result(60.0)
     assert result.code == Result.TIME_LIMIT, result.message
     assert result.chunks >= 3
+    name = f"{robot.namespace.lstrip('/')}/policy: "
+    robot.wait_for(lambda: name + "model" in health, 10.0, "the policy's diagnostics")
+    figures = {v.key: v.value for part in ("model", "cameras") for v in health[name + part].values}
+    assert float(figures["inference p50 [s]"]) > 0.0
+    assert int(figures["ego frames"]) > 10
+    assert float(figures["ego rate [Hz]"]) > 0.0
 
     chunk = robot.chunks[-1]
     assert chunk.embodiment == "franka_panda"

@@ -10,6 +10,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.msg import ExecutorStatus
 from sensor_msgs.msg import JointState
@@ -59,12 +60,33 @@ class Joints:
 
 
 def test_stop_is_latched_until_reset(panda):
+    health: dict[str, DiagnosticStatus] = {}
+    panda.node.create_subscription(
+        DiagnosticArray,
+        "/diagnostics",
+        lambda message: health.update({status.name: status for status in message.status}),
+        qos.RELIABLE,
+    )
+    part = f"{panda.namespace.lstrip('/')}/executor: "
+
+    def figure(name: str, key: str) -> str:
+        return next((v.value for v in health[part + name].values if v.key == key), "")
+
     task = panda.running(panda.send(time_limit=60.0))
+    panda.wait_for(
+        lambda: part + "motion" in health and figure("motion", "state") == "running", 10.0, "health"
+    )
+    panda.wait_for(lambda: float(figure("chunks", "rate [Hz]")) > 0, 10.0, "the rate of chunks")
+    assert 0.0 <= float(figure("chunks", "capture to command p50 [s]")) < 2.0
+    assert 0.0 < float(figure("motion", "period p50 [s]")) < 0.1
+    assert float(figure("robot", "joint state age [s]")) < 1.0
     assert call(panda, "stop").success
     result = task.result()
     assert result.code == Result.STOP_REQUESTED
     assert "call ~/reset" in result.message
     assert panda.wait_state(State.STATE_HALTED).code == Result.STOP_REQUESTED
+    panda.wait_for(lambda: health[part + "motion"].level == DiagnosticStatus.ERROR, 10.0, "an error")
+    assert "stopped by ~/stop" in health[part + "motion"].message
     refused = panda.send().result()
     assert refused.code == Result.STOP_REQUESTED
     assert "refuses to move" in refused.message
