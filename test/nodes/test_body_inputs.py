@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,12 +17,13 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_ros import resources
-from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.embodiment import list_embodiments, load_embodiment
 from qwen_vla_ros.motion.follower import Follower, JointCommand
-from qwen_vla_ros.nodes.controllers import TopicWriter
+from qwen_vla_ros.nodes.controllers import TopicWriter, UnsupportedController, make_writer
 from qwen_vla_ros.nodes.images import rgb_to_encoding
 from qwen_vla_ros.nodes.observing import Views, decode
 
+ACTIONS = ("follow_joint_trajectory", "gripper_command", "parallel_gripper_command")
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
@@ -88,3 +90,22 @@ def test_joint_states_that_share_names_are_told_apart_by_topic():
     assert watch.joint_age(1.0) == 1.0
     watch.hear_joints(JointState(name=[], position=[0.0]), names=names)
     assert "9 names and 1 positions" in watch.find_in_robot(0.0).message
+
+
+def test_the_executor_writes_to_every_body_or_says_what_it_needs(ros_node):
+    actions_here = importlib.util.find_spec("control_msgs") is not None
+    written = 0
+    for name in list_embodiments():
+        body = load_embodiment(name)
+        for group in body.actions:
+            kind = group.controller.type
+            if kind in ACTIONS and not actions_here:
+                with pytest.raises(UnsupportedController, match="control_msgs"):
+                    make_writer(ros_node, group, 1.0 / body.command_rate)
+                continue
+            writer = make_writer(ros_node, group, 1.0 / body.command_rate)
+            assert writer.kind == kind
+            assert writer.topic.endswith(group.controller.topic)
+            writer.destroy(ros_node)
+            written += 1
+    assert written > 40
