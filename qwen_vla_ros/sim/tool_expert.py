@@ -28,6 +28,7 @@ _GAIN = 4.0  # speed for each metre that is left [1/s]
 _FINGER_SPEED = 0.08  # of each finger [m/s]
 _FUNNEL = 3.0  # metres of height for each metre aside
 _CLOSE = 0.010  # how far from the grasp point a gripper closes [m]
+_LAG = 0.15  # by which an arm is behind what it is told [s]
 _CLEAR = 0.09  # how high above a thing the tool passes [m]
 
 
@@ -48,6 +49,9 @@ class _Scene:
     widest: float
     thickness: float
     low: float
+    # Whether it moved to a grasp within this plan, and how long it still waits for the arm to be there too.
+    moved: bool = False
+    lag: float = 0.0
 
 
 def tool_path(world: World, goal: Goal, horizon: int, step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +88,7 @@ def _look(world: World, goal: Goal, arm: Arm) -> _Scene:
         arm.opening[1] - arm.opening[0],
         arm.thickness,
         max(LOWEST, min(thing.height, 0.03)),
+        lag=_LAG,
     )
 
 
@@ -125,10 +130,15 @@ def _grasp(s: _Scene, tick: float) -> float:
     if math.hypot(s.x - x, s.y - y) < allowed and abs(s.z - z) < allowed - 0.002:
         if s.opening < s.width - 0.004:
             return _open(s, tick)  # closed above or beside it
+        if s.moved and s.lag > 0.0:
+            s.lag -= tick
+            _toward(s, x, y, z, tick, SLOW)
+            return _open(s, tick)
         s.opening = max(s.width, s.opening - _FINGER_SPEED * tick)
         if s.opening <= s.width + 0.001:
             s.held = True
         return 0.0
+    s.moved = True
     _approach(s, x, y, z, tick, s.opening > s.width + 0.008)
     return _open(s, tick)
 

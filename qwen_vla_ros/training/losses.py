@@ -95,7 +95,11 @@ def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, gri
     where = torch.full((n, views, heads.classes + 1), tokens, dtype=torch.long, device=features.device)
     where = where.scatter(2, objects, torch.where(grounding.visible, index, tokens))[..., :-1]
     logits = torch.cat((read[..., 0], torch.zeros_like(read[:, :, :1, :, 0])), dim=2)
-    presence = F.cross_entropy(logits.transpose(2, 3).flatten(0, 2), where.flatten())
+    found = F.cross_entropy(logits.transpose(2, 3).flatten(0, 2), where.flatten(), reduction="none")
+    # Most classes are absent from a picture; what is there must not drown among them.
+    there = where.flatten() < tokens
+    presence = (found * there).sum() / there.sum().clamp(min=1)
+    presence = presence + (found * ~there).sum() / (~there).sum().clamp(min=1)
     picture = torch.arange(n, device=features.device)[:, None, None].expand_as(index)
     view = torch.arange(views, device=features.device)[None, :, None].expand_as(index)
     offset = read[picture, view, index, objects.clamp(max=heads.classes - 1)][..., 1:]
