@@ -1,83 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy and executor for a robot that runs its own controllers and cameras."""
+"""Policy, executor and visualizer for a robot that runs its own controllers and cameras."""
 
 import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+TRUTH = ["true", "false"]
+SHARE = Path(get_package_share_directory("qwen_vla_ros"))
 
-def generate_launch_description() -> LaunchDescription:
-    config = Path(get_package_share_directory("qwen_vla_ros")) / "config"
-    profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(config / "fastdds_network.xml")
-    )
-    variables = ["FASTDDS_DEFAULT_PROFILES_FILE"]
-    if os.environ.get("ROS_DISTRO") == "jazzy":
-        variables.append("FASTRTPS_DEFAULT_PROFILES_FILE")  # its name there; later ones warn of it
-    truth = ["true", "false"]
-    arguments = [
-        DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the robot."),
-        DeclareLaunchArgument(
-            "embodiment",
-            default_value="franka_panda",
-            description="Name of an embodiment, or path of its YAML file.",
-        ),
-        DeclareLaunchArgument(
-            "checkpoint", default_value="", description="Checkpoint folder; empty: the shipped one."
-        ),
-        DeclareLaunchArgument("device", default_value="cpu", description="cpu, cuda, cuda:1, ..."),
-        DeclareLaunchArgument(
-            "use_sim_time", default_value="false", choices=truth, description="Follow /clock."
-        ),
-        DeclareLaunchArgument(
-            "autostart",
-            default_value="true",
-            choices=truth,
-            description="Configure and activate the nodes at start.",
-        ),
-        DeclareLaunchArgument(
-            "log_level", default_value="info", description="debug, info, warn, error or fatal."
-        ),
-        DeclareLaunchArgument(
-            "fastdds_profile", default_value=profile, description="XML profile of Fast DDS."
-        ),
-    ]
 
-    def text(name: str) -> ParameterValue:
-        return ParameterValue(LaunchConfiguration(name), value_type=str)
+def start(context: LaunchContext) -> list:
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
 
-    def truth_value(name: str) -> ParameterValue:
-        return ParameterValue(LaunchConfiguration(name), value_type=bool)
-
-    common = {
-        "embodiment": text("embodiment"),
-        "use_sim_time": truth_value("use_sim_time"),
-        "autostart": truth_value("autostart"),
-    }
-    model = {"checkpoint": text("checkpoint"), "device": text("device")}
-
-    def node(name: str, parameters: dict) -> Node:
+    def node(name: str, texts: tuple = (), flags: tuple = ()) -> Node:
+        parameters = {text: ParameterValue(value(text), value_type=str) for text in ("embodiment", *texts)}
+        parameters |= {flag: value(flag) == "true" for flag in ("use_sim_time", "autostart", *flags)}
         return Node(
             package="qwen_vla_ros",
             executable=name,
             name=name,
-            namespace=LaunchConfiguration("namespace"),
-            parameters=[parameters],
-            ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+            namespace=value("namespace"),
+            parameters=[parameters, *filter(None, [value("params_file")])],
+            ros_arguments=["--log-level", value("log_level")],
             output="screen",
         )
 
+    actions = [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device"))]
+    if value("visualizer") == "true":
+        actions.append(node("visualizer", ("robot_description",)))
+    if value("rviz") == "true":
+        rviz = PythonLaunchDescriptionSource(str(SHARE / "launch" / "rviz.launch.py"))
+        actions.append(IncludeLaunchDescription(rviz))
+    if value("foxglove") == "true":
+        actions.append(Node(package="foxglove_bridge", executable="foxglove_bridge", output="screen"))
+    return actions
+
+
+def generate_launch_description() -> LaunchDescription:
+    profile = EnvironmentVariable(
+        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds_network.xml")
+    )
+    variables = ["FASTDDS_DEFAULT_PROFILES_FILE"]
+    if os.environ.get("ROS_DISTRO") == "jazzy":
+        variables.append("FASTRTPS_DEFAULT_PROFILES_FILE")  # its name there; later ones warn of it
+    arguments = [
+        ("namespace", "", "ROS namespace of the robot.", None),
+        ("embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file.", None),
+        ("checkpoint", "", "Checkpoint folder; empty: the shipped one.", None),
+        ("device", "auto", "auto, cpu, cuda, cuda:1, ...", None),
+        ("params_file", "", "YAML file of node parameters; it wins over the other arguments.", None),
+        ("robot_description", "", "URDF file for the visualizer; empty: topic robot_description.", None),
+        ("use_sim_time", "false", "Follow /clock.", TRUTH),
+        ("autostart", "true", "Configure and activate the nodes at start.", TRUTH),
+        ("dry_run", "false", "Do everything but write to the controllers.", TRUTH),
+        ("visualizer", "true", "Publish the plan as markers.", TRUTH),
+        ("rviz", "false", "Start RViz too.", TRUTH),
+        ("foxglove", "false", "Start foxglove_bridge too.", TRUTH),
+        ("log_level", "info", "debug, info, warn, error or fatal.", None),
+        ("fastdds_profile", profile, "XML profile of Fast DDS.", None),
+    ]
     return LaunchDescription(
         [
-            *arguments,
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+                for name, default, text, choices in arguments
+            ),
             *(SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile")) for name in variables),
-            node("executor", common),
-            node("policy", {**common, **model}),
+            OpaqueFunction(function=start),
         ]
     )

@@ -1,42 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated robot with policy and executor. Arguments: those of robot.launch.py."""
+"""A robot simulated by MuJoCo, with all nodes. Arguments: those of robot.launch.py too."""
 
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
-from launch_ros.actions import Node
+from launch_ros.actions import Node, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
+
+SHARE = Path(get_package_share_directory("qwen_vla_ros"))
+
+
+def start(context: LaunchContext) -> list:
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    parameters = {name: ParameterValue(value(name), value_type=str) for name in ("embodiment", "task")}
+    parameters["seed"] = int(value("seed"))
+    return [
+        Node(
+            package="qwen_vla_ros",
+            executable="sim",
+            name="sim",
+            namespace=value("namespace"),
+            parameters=[parameters, *filter(None, [value("params_file")])],
+            ros_arguments=["--log-level", value("log_level")],
+            output="screen",
+        )
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:
-    share = Path(get_package_share_directory("qwen_vla_ros"))
     profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(share / "config" / "fastdds.xml")
+        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds.xml")
     )
+    robot = PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py"))
     return LaunchDescription(
         [
+            DeclareLaunchArgument("task", default_value="", description="First task; empty: the body's own."),
+            DeclareLaunchArgument("seed", default_value="0", description="Seed of the first episode."),
             # Declared before robot.launch.py declares them, so that these defaults count.
             DeclareLaunchArgument("use_sim_time", default_value="true", description="Follow /clock."),
             DeclareLaunchArgument(
                 "fastdds_profile", default_value=profile, description="XML profile of Fast DDS."
             ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(share / "launch" / "robot.launch.py"))
-            ),
-            Node(
-                package="qwen_vla_ros",
-                executable="sim",
-                name="sim",
-                namespace=LaunchConfiguration("namespace"),
-                parameters=[
-                    {"embodiment": ParameterValue(LaunchConfiguration("embodiment"), value_type=str)}
-                ],
-                ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-                output="screen",
-            ),
+            # Every simulated world has a clock of its own: that of its namespace.
+            SetRemap("/clock", "clock"),
+            IncludeLaunchDescription(robot),
+            OpaqueFunction(function=start),
         ]
     )

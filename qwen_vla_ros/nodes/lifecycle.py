@@ -237,6 +237,10 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
             node.destroy_node()
         return 1 if failed or getattr(node, "failed", False) else 0
     finally:
+        # Ctrl-C in a terminal reaches a launched node twice. At its end the interpreter puts back the default
+        # for a signal that is handled, not for one that is ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         rclpy.try_shutdown()
         if "torch" in sys.modules:
             # To search what torch leaves for cycles takes seconds on a busy machine.

@@ -78,7 +78,7 @@ class VisualizerNode(BodyNode):
         declare(
             self,
             "description_timeout",
-            10.0,
+            30.0,
             "How long configure waits for the topic robot_description [s]",
             0.0,
             600.0,
