@@ -19,6 +19,7 @@ from rich.progress import Progress
 from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 from qwen_vla_ros.nodes.recording import Episode
+from qwen_vla_ros.training.card import machine
 from qwen_vla_ros.training.evaluation import PICTURED, Case, Control, Evaluator, tasks_of
 from qwen_vla_ros.training.results import EpisodeResult, Evaluation, make_entry, rms_jerk
 from qwen_vla_ros.training.seeds import evaluation_scene
@@ -74,7 +75,7 @@ def run_evaluation(plan: EvaluationPlan, console: Console) -> Evaluation:
     sources = plan.embodiments or (() if pairs else BODIES)
     cases = _cases(plan, sources, controls)
     evaluator = Evaluator(plan.checkpoint, plan.device, plan.threads)
-    found = Evaluation(evaluator.folder.name, machine=_machine(plan.device))
+    found = Evaluation(evaluator.folder.name, machine=machine(plan.device))
 
     def keep() -> None:
         found.parameters = evaluator.parameters
@@ -157,16 +158,6 @@ def _run_pair(
             )
         found.conventions.append(swap)
         console.print(swap.summary())
-
-
-def _machine(device: str) -> str:
-    """The processor, for a reader."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return device
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{device}, {names[0]}" if names else device
 
 
 # Through the nodes

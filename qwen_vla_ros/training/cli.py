@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qwen-vla data` and `qwen-vla train`."""
+"""`qwen-vla data`, `qwen-vla train` and `qwen-vla card`."""
 
 from __future__ import annotations
 
@@ -221,6 +221,24 @@ def _train(trainer: Trainer | Finetuner, until: int | None) -> None:
         draw(trainer.folder / METRICS_NAME, picture)
     except ModuleNotFoundError as error:
         typer.echo(f"{picture}: not drawn, the module {error.name!r} is missing", err=True)
+
+
+def card(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    results: Annotated[list[Path] | None, typer.Argument(help="Result files of `qwen-vla eval`.")] = None,
+    notes: Annotated[Path | None, typer.Option(help="Text for the end of the card (Markdown).")] = None,
+) -> None:
+    """Write the model card of a checkpoint anew, with the scores of result files."""
+    from qwen_vla_ros.training.card import write_card
+    from qwen_vla_ros.training.errors import TrainingError
+    from qwen_vla_ros.training.results import read_evaluation
+
+    try:
+        evaluations = [read_evaluation(path) for path in results or ()]
+        text = notes.read_text() if notes is not None else ""
+        typer.echo(str(write_card(checkpoint, evaluations, text)))
+    except (OSError, TrainingError) as error:
+        raise _fail(error) from error
 
 
 def _fail(error: Exception) -> typer.Exit:

@@ -23,6 +23,7 @@ from qwen_vla_ros.model.context import VLMContext
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import chunks, lora, saving
+from qwen_vla_ros.training.card import machine
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, FinetuningConfiguration
 from qwen_vla_ros.training.devices import choose_device
 from qwen_vla_ros.training.errors import TrainingError
@@ -416,10 +417,29 @@ class Finetuner:
         }
         return {**self.start.statistics, body.name: entry}
 
-    def save_checkpoint(self, card: str = "") -> None:
+    def facts(self) -> dict[str, Any]:
+        """What the card says of this run."""
+        dataset = self.data.dataset
+        frames = sum(episode.length for episode in self.data.training)
+        return {
+            "kind": "fine-tuning",
+            "source": Path(self.start.source).resolve().name
+            + (", with low-rank adapters" if self.start.low_rank else ""),
+            "data": [
+                f"{dataset.folder.resolve().name} (LeRobot {dataset.version}): {len(self.data.training)} "
+                f"episodes, {frames} frames at {dataset.fps:g} Hz, {len(dataset.tasks)} tasks"
+            ],
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "machine": machine(self._accelerator.device.type),
+            "processes": self._accelerator.num_processes,
+            "configuration": self.configuration.model_dump(mode="json"),
+        }
+
+    def save_checkpoint(self) -> None:
         """Write the weights, averaged where `ema` says so, as an ordinary checkpoint folder."""
         plain = lora.plain_model(self.model, self.average)
-        saving.write_checkpoint(self.checkpoint, plain, self.start.processor, self.statistics(), card)
+        saving.write_checkpoint(self.checkpoint, plain, self.start.processor, self.statistics(), self.facts())
 
     def save_state(self) -> None:
         """Write all that is needed to go on: what is trained, and how far."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from qwen_vla_ros.model.checkpoint import CheckpointError, save_checkpoint
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.processor import QwenVLAProcessor
+from qwen_vla_ros.training.card import FACTS_NAME, make_card
 from qwen_vla_ros.training.errors import TrainingError
 
 STATE_NAME = "state.pt"
@@ -61,16 +62,20 @@ def write_checkpoint(
     model: QwenVLAForActionPrediction,
     processor: QwenVLAProcessor,
     statistics: Mapping[str, Mapping[str, Any]],
-    card: str = "",
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint folder in bfloat16, in place of the one that is there.
+
+    facts: how it was trained; they go into `training.json` and the card.
 
     Raises TrainingError when it cannot be written; the old folder stays.
     """
     partial, old = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     with _writing(folder, partial):
-        save_checkpoint(partial, model, processor, statistics, card=card, dtype=torch.bfloat16)
+        text = make_card(folder.resolve().parent.name, model, statistics, facts)
+        save_checkpoint(partial, model, processor, statistics, card=text, dtype=torch.bfloat16)
+        (partial / FACTS_NAME).write_text(json.dumps(dict(facts), indent=1) + "\n")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)

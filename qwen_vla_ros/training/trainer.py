@@ -25,6 +25,7 @@ from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import saving, shared_prefix
 from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
+from qwen_vla_ros.training.card import machine
 from qwen_vla_ros.training.configuration import (
     FlowConfiguration,
     TextToActionConfiguration,
@@ -250,7 +251,25 @@ class Trainer:
             }
             for name, body in self.bodies.items()
         }
-        saving.write_checkpoint(self.checkpoint, self.average, self.processor, statistics)
+        saving.write_checkpoint(self.checkpoint, self.average, self.processor, statistics, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What the card says of this run."""
+        data = []
+        for name, body in self.bodies.items():
+            meta = body.meta
+            data.append(
+                f"{meta.samples} pictures of {name} (setting {meta.setting}; {', '.join(meta.tasks)}; seed "
+                f"{meta.seed})"
+            )
+        return {
+            "kind": "demonstrations",
+            "data": data,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "machine": machine(self._device.type),
+            "configuration": self.configuration.model_dump(mode="json"),
+        }
 
     def save_state(self) -> None:
         """Write all that is needed to go on."""

