@@ -25,7 +25,8 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
 from .controllers import UnsupportedController, Writer, make_writer
-from .diagnostics import ERROR, WARN, Diagnostics, Health, Window
+from .diagnostics import Diagnostics, Health
+from .executor_health import ExecutorHealth
 from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .transforms import yaw_of
@@ -174,13 +175,13 @@ class ExecutorNode(BodyNode):
         self._capture_to_command = math.nan
         self._clock_seen = math.nan, 0.0
         self._commands = 0
-        # Where the time from capture to command goes, stage by stage.
-        self._stages = {
-            stage: Window() for stage in ("before inference", "inference", "transport", "queue", "command")
-        }
-        self._latency, self._periods, self._chunk_times = Window(), Window(), Window()
-        self._refused = 0
-        self._ticked = self._accepted_at = math.nan
+        self._health = ExecutorHealth(
+            embodiment,
+            self._follower,
+            self._watchdog,
+            {} if self._dry_run else self._writers,
+            self.value("warn_latency"),
+        )
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
         self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
         for name, kind, call in (
@@ -224,7 +225,11 @@ class ExecutorNode(BodyNode):
             self.create_timer(self._follower.period, self._tick, clock=clock),
             self.create_timer(STATUS_PERIOD, self._report, clock=steady),
         ]
-        parts = {"motion": self._motion_health, "chunks": self._chunk_health, "robot": self._robot_health}
+        parts = {
+            "motion": self._motion_health,
+            "chunks": self._health.chunks,
+            "robot": lambda: self._health.robot(self.now),
+        }
         self._diagnostics = Diagnostics(self, self.embodiment.name, parts)
         self._publish_status()
 
@@ -347,9 +352,7 @@ class ExecutorNode(BodyNode):
 
     def _tick(self) -> None:
         now = self.now
-        wall = time.monotonic()
-        self._periods.add(wall - self._ticked)
-        self._ticked = wall
+        self._health.tick()
         task = self._task
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
@@ -444,8 +447,7 @@ class ExecutorNode(BodyNode):
         if math.isnan(self._capture_to_command):
             written = self.now
             self._capture_to_command = written - self._follower.timeline.stamp
-            self._latency.add(self._capture_to_command)
-            self._stages["command"].add(written - self._accepted_at)
+            self._health.commanded(self._capture_to_command, written)
             self._publish_feedback(task)
             self._publish_status()
 
@@ -469,7 +471,7 @@ class ExecutorNode(BodyNode):
             rows = np.asarray(message.data).reshape(message.horizon, count)
             self._follower.offer(rows, seconds(message.header.stamp), message.step, now, message.sequence)
         except ChunkRefused as error:
-            self._refused += 1
+            self._health.refused += 1
             if error.late:
                 # Not a fault: the chunk being followed goes on, and its end is watched.
                 self.get_logger().warning(
@@ -480,16 +482,7 @@ class ExecutorNode(BodyNode):
             return False
         task.chunks += 1
         task.inference_time = message.inference_time
-        self._accepted_at = now
-        published = seconds(message.header.stamp) + message.observation_age
-        for stage, value in (
-            ("before inference", message.observation_age - message.inference_time),
-            ("inference", message.inference_time),
-            ("transport", self._pending_at - published),
-            ("queue", now - self._pending_at),
-        ):
-            self._stages[stage].add(value)
-        self._chunk_times.add()
+        self._health.accepted(message, self._pending_at, now)
         self._capture_to_command = math.nan
         return True
 
@@ -693,54 +686,15 @@ class ExecutorNode(BodyNode):
     # What is said
 
     def _motion_health(self) -> Health:
-        follower, periods = self._follower, self._periods
-        health = Health(
-            {
-                "state": _STATE_NAMES[self._state],
-                "task": "" if self._task is None else self._task.instruction,
-                "dry run": self._dry_run,
-                "commands": self._commands,
-                "period p50 [s]": periods.percentile(50),
-                "period p99 [s]": periods.percentile(99),
-                "stop duration [s]": self._stop_duration,
-                "clock jumps": follower.clock_jumps,
-                **{f"clamped set-points of {name}": count for name, count in follower.clamps.items()},
-            }
-        )
-        trouble = self._trouble
-        if trouble is not None:
-            health.check(True, trouble.message, ERROR if self._state in CLOSED else WARN)
-        return health
-
-    def _chunk_health(self) -> Health:
-        latency = self._latency.percentile(99)
-        figures: dict[str, object] = {
-            "rate [Hz]": self._chunk_times.rate,
-            "refused": self._refused,
-            "capture to command p50 [s]": self._latency.percentile(50),
-            "capture to command p99 [s]": latency,
+        facts = {
+            "state": _STATE_NAMES[self._state],
+            "task": "" if self._task is None else self._task.instruction,
+            "dry run": self._dry_run,
+            "commands": self._commands,
+            "stop duration [s]": self._stop_duration,
         }
-        for stage, window in self._stages.items():
-            figures[f"{stage} p50 [s]"] = window.percentile(50)
-            figures[f"{stage} p99 [s]"] = window.percentile(99)
-        health = Health(figures)
-        limit = self.value("warn_latency")
-        health.check(latency > limit, f"capture to command takes {latency:.2f} s, more than {limit} s")
-        return health
-
-    def _robot_health(self) -> Health:
-        now, state = self.now, self.embodiment.state
-        age, newest = self._watchdog.joint_age(now), self._follower.pose.newest
-        figures: dict[str, object] = {"joint state age [s]": age}
-        if self._follower.needs_odometry:
-            figures["odometry age [s]"] = math.inf if newest is None else now - newest[0]
-        health = Health(figures)
-        health.check(age > state.max_age, f"joint states are {age:.2f} s old, allowed {state.max_age} s")
-        for topic, names in self._watchdog.rivals.items():
-            health.check(True, f"{', '.join(names)} also publishes on {topic}")
-        for name, writer in ({} if self._dry_run else self._writers).items():
-            health.check(not writer.connected, f"nobody subscribes to {writer.topic} of {name}", ERROR)
-        return health
+        trouble = "" if self._trouble is None else self._trouble.message
+        return self._health.motion(facts, trouble, self._state in CLOSED)
 
     def _set_state(self, state: int, trouble: Trouble | None) -> None:
         changed = (state, trouble) != (self._state, self._trouble)
