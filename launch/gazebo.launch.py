@@ -57,16 +57,15 @@ def start(context: LaunchContext) -> list:
     embodiment, namespace = load_embodiment(value("embodiment")), value("namespace")
     world = value("world") or BY_ARMS[embodiment.prompt.arms]
     path = Path(world) if world.endswith(".sdf") else WORLDS / f"{world}.sdf"
-    for name, file in (("world", path), ("robot", Path(value("robot")))):
-        if not file.is_file():
-            raise RuntimeError(f"{name}: found {str(file)!r}, expected a file; see --show-args")
+    for name, file in (("world", str(path)), ("robot", value("robot"))):
+        if not Path(file).is_file():
+            raise RuntimeError(f"{name}: found {file!r}, expected a file; see --show-args")
     urdf = ParameterValue(Command(["xacro ", value("robot")]), value_type=str)
     images = [absolute(namespace, camera.topic) for camera in embodiment.cameras]
-    controllers = {
-        group.controller.topic.strip("/").split("/")[0]
-        for group in embodiment.actions
-        if group.controller.type in IN_ROS2_CONTROL
-    }
+    topics = [
+        g.controller.topic.strip("/") for g in embodiment.actions if g.controller.type in IN_ROS2_CONTROL
+    ]
+    controllers = {topic.partition("/")[0] for topic in topics if "/" in topic}
     gz = PythonLaunchDescriptionSource(
         str(Path(get_package_share_directory("ros_gz_sim")) / "launch" / "gz_sim.launch.py")
     )
@@ -117,7 +116,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             # Declared before robot.launch.py declares it, so that this default counts.
             DeclareLaunchArgument("use_sim_time", default_value="true", description="Follow /clock."),
-            OpaqueFunction(function=start),
             IncludeLaunchDescription(robot),
+            OpaqueFunction(function=start),
         ]
     )
