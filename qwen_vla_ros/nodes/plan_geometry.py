@@ -31,7 +31,7 @@ class RobotModel:
     Attributes:
         root: link that everything is relative to.
         joints: names of the joints with one axis.
-        bones: pairs of links (parent, child), one per joint of the URDF.
+        bones: pairs of links (parent, child) to be drawn as lines.
 
     Raises:
         DescriptionError: Pinocchio is absent, or the text is no URDF.
@@ -66,7 +66,15 @@ class RobotModel:
             if parent > 0 and model.frames[parent].name != name:
                 self._above[name] = model.frames[parent].name
         self.root = next(name for name in self._links if name not in self._above)
-        self.bones = tuple((parent, child) for child, parent in self._above.items())
+        # A root that several arms are fixed to is a place, no part of a robot.
+        still = [
+            child
+            for child, parent in self._above.items()
+            if parent == self.root and model.frames[self._links[child]].parentJoint == 0
+        ]
+        self.bones = tuple(
+            (parent, child) for child, parent in self._above.items() if len(still) < 2 or child not in still
+        )
 
     def has_link(self, name: str) -> bool:
         return name in self._links
@@ -92,7 +100,7 @@ class RobotModel:
 
     def _end_of(self, joint: int) -> str:
         below: dict[str, list[str]] = {}
-        for parent, child in self.bones:
+        for child, parent in self._above.items():
             below.setdefault(parent, []).append(child)
         moved = [name for name, i in self._links.items() if self._model.frames[i].parentJoint == joint]
         link = next(name for name in moved if self._above.get(name) not in moved)

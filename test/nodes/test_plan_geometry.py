@@ -40,6 +40,8 @@ def test_the_description_of_a_simulated_robot_moves_as_mujoco_does(name):
         turned = np.empty(9)
         mujoco.mju_quat2Mat(turned, pose[3:])
         np.testing.assert_allclose(turned, data.site(link).xmat, atol=1e-6)
+    # Arms that stand side by side are not joined by a line through the origin of the world.
+    assert (model.root in dict(model.bones)) == (name != "aloha_viperx")
     arms = [group for group in world.embodiment.actions if group.kind == "joint_position"]
     for group, pose in zip(arms, poses, strict=True):
         (tip,) = model.tips(group.joints)
