@@ -24,6 +24,7 @@ from qwen_vla_ros.bench import BenchResult
 from qwen_vla_ros.embodiment import Embodiment, list_embodiments, load_embodiment
 from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import ChunkRefused, Follower, MotionError, UnsupportedGroup
+from qwen_vla_ros.motion.groups import STRAY
 
 TICKS = 40_000  # of `make bench`
 SEED = 7
@@ -88,6 +89,9 @@ class Adversary:
             elif event < 0.08:
                 self._stop()
                 self._begin()
+            elif event < 0.1:
+                self._stop()
+                self._follower.go_on(self._now)
             self._offer()
             self._tick(int(self._rng.integers(0, 60)))
         self._stop()
@@ -272,7 +276,9 @@ class Adversary:
         positions = np.array([position for position, _ in poses])
         if group.workspace is not None:
             low, high = np.array(group.workspace).T
-            low, high = np.minimum(low, positions[0]), np.maximum(high, positions[0])
+            # A tip that starts outside may stray before it comes in.
+            at = positions[0]
+            low, high = np.where(at < low, at - STRAY, low), np.where(at > high, at + STRAY, high)
             self.tally.note("box", np.abs(positions - (low + high) / 2), (high - low) / 2, 2 * RELATIVE)
         turns = np.array([quaternion for _, quaternion in poses])
         turned = rotations.to_vector(rotations.multiply(turns[1:], rotations.inverse(turns[:-1])))

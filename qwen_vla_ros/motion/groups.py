@@ -24,6 +24,10 @@ JOINT_KINDS = ("joint_position", "gripper", "hand")
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
 
+# A tip is led this far inside its box, since the joints that follow stray a little from a straight line; one
+# that starts outside may stray as far before it comes in [m].
+STRAY = 0.005
+
 # A box or a position may be missed by rounding [m] or [rad].
 ROUNDING = 1e-9
 
@@ -205,6 +209,8 @@ class TipGroup:
             group.workspace if group.workspace is not None else [[-np.inf, np.inf]] * 3, dtype=float
         )
         self._box = self._bounds = box[:, 0], box[:, 1]
+        stray = np.minimum(STRAY, (box[:, 1] - box[:, 0]) / 4)
+        self._led_box = box[:, 0] + stray, box[:, 1] - stray
         self._period = period
         self._tracker = JointTracker(self.limits, period, look_ahead)
         rest = [home.get(joint) for joint in self.joints]
@@ -244,8 +250,9 @@ class TipGroup:
         self._lead = self._tracker.state.position
         self._at = self.kinematics.pose(self._lead)
         self._pace = np.zeros((2, 3))
-        # A tip that is outside starts there and comes inside.
-        self._bounds = np.minimum(self._box[0], self._at[0]), np.maximum(self._box[1], self._at[0])
+        low, high = self._box
+        at = self._at[0]
+        self._bounds = np.where(at < low, at - STRAY, low), np.where(at > high, at + STRAY, high)
 
     def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
         try:
@@ -319,7 +326,7 @@ class TipGroup:
 
     def _led(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pose to bring about next: towards the set-point, inside the box, not too fast."""
-        inside = np.clip(position, *self._box)
+        inside = np.clip(position, *self._led_box)
         here, turned = self._at
         goals = inside - here, rotations.between(turned, quaternion)
         # Position and turn at one pace, so that the path is that of the chunk.
@@ -335,7 +342,7 @@ class TipGroup:
             size = math.sqrt(wanted @ wanted)
             self._pace[k] = self._pace[k] + wanted * min(1.0, most / size if size > 0 else 1.0)
             self._clamps[part] += far[k] > LEAD_SPEED * self._speed[k] * self._period
-        self._clamps[:3] += inside != position
+        self._clamps[:3] += (position < self._box[0]) | (position > self._box[1])
         step = rotations.from_vector(self._period * self._pace[1])
         return here + self._period * self._pace[0], rotations.multiply(step, turned)
 
