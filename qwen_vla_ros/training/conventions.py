@@ -8,7 +8,7 @@ What comes out is compared with what the expert does there, in the convention of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,14 @@ from qwen_vla_ros.training.seeds import evaluation_scene
 
 Array = np.ndarray
 
-# Below this the experts' chunks are alike, and nothing can be told [mean absolute difference, normalised].
+# States drawn per scene; that in which the conventions differ most is asked about.
+_STATES = 12
+# Below this difference nothing can be told [normalised]; such a scene is passed over.
 _TELLING = 0.1
-_TRIES = 20
+# Compared are the entries that differ by this share of the largest difference, or more.
+_SHARE = 0.25
+# Scenes that are looked at, at most, for each that is asked about.
+_SCENES = 10
 
 
 def convention_swap(
@@ -63,14 +68,17 @@ def convention_swap(
     distances = []
     with make_world(pair[0], setting) as first, make_world(pair[1], setting) as second:
         worlds = (first, second)
-        for episode in range(episodes):
-            scene = evaluation_scene(seed, episode)
-            instruction, experts = _scene(worlds, task, scene, statistics, (rows, compared))
+        scenes = (evaluation_scene(seed, k) for k in range(_SCENES * episodes))
+        for _ in range(episodes):
+            scene, instruction, experts = _next(worlds, task, scenes, statistics, (rows, compared))
+            difference = np.abs(experts[0] - experts[1])
+            telling = difference >= _SHARE * difference.max()
             images = {camera.view: first.render(camera.view) for camera in pair[0].cameras}
             for index, body in enumerate(pair):
                 found = emit(loaded, body, images, instruction, scene, channels)[:rows, :compared]
                 own, other = (
-                    float(np.abs(found - expert).mean()) for expert in (experts[index], experts[1 - index])
+                    float(np.abs(found - expert)[telling].mean())
+                    for expert in (experts[index], experts[1 - index])
                 )
                 right[body.name] += own < other
                 distances.append((own, other))
@@ -93,29 +101,42 @@ def convention_swap(
     )
 
 
-def _scene(
+def _next(
     worlds: tuple[World, World],
     task: str,
-    scene: int,
+    scenes: Iterator[int],
     statistics: list[Statistics],
     shape: tuple[int, int],
-) -> tuple[str, list[Array]]:
-    """Put both worlds into the same state; the instruction, and the experts' normalised chunks."""
-    rng = np.random.default_rng(scene)
-    rows, columns = shape
-    for _ in range(_TRIES):
+) -> tuple[int, str, list[Array]]:
+    """Put both worlds into a state of the next scene in which the conventions differ.
+
+    Returns:
+        The scene, its instruction, and the experts' normalised chunks there.
+    """
+    for scene in scenes:
         for world in worlds:
             world.reset(task, scene)
-        (state,) = sample_states(worlds[0], worlds[0].goal, rng, 1)
-        experts = []
-        for world, own in zip(worlds, statistics, strict=True):
-            world.teleport(state.joints, state.base_pose)
-            body = world.embodiment
-            chunk = expert_chunk(world, world.goal, body.horizon, 1.0 / body.control_rate)
-            experts.append(normalise(chunk, own)[:rows, :columns])
-        if np.abs(experts[0] - experts[1]).mean() >= _TELLING:
-            return worlds[0].goal.instruction, experts
-    raise TrainingError(f"scene {scene}: in {_TRIES} states both conventions say the same")
+        rng = np.random.default_rng(scene)
+        states = sample_states(worlds[0], worlds[0].goal, rng, _STATES)
+        chunks = [_experts(worlds, state, statistics, shape) for state in states]
+        apart = [float(np.abs(one - other).max()) for one, other in chunks]
+        best = int(np.argmax(apart))
+        if apart[best] >= _TELLING:
+            return scene, worlds[0].goal.instruction, _experts(worlds, states[best], statistics, shape)
+    raise TrainingError(f"task {task!r}: too few scenes in which both conventions differ")
+
+
+def _experts(
+    worlds: tuple[World, World], state: Any, statistics: list[Statistics], shape: tuple[int, int]
+) -> list[Array]:
+    """What the expert does in a state, in either convention, normalised, the part that both have."""
+    found = []
+    for world, own in zip(worlds, statistics, strict=True):
+        world.teleport(state.joints, state.base_pose)
+        body = world.embodiment
+        chunk = expert_chunk(world, world.goal, body.horizon, 1.0 / body.control_rate)
+        found.append(normalise(chunk, own)[: shape[0], : shape[1]])
+    return found
 
 
 def emit(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment, normalise, resolve_statistics
-from qwen_vla_ros.sim import expert_chunk, make_world
+from qwen_vla_ros.sim import expert_chunk, make_world, sample_states
 from qwen_vla_ros.training import conventions
 from qwen_vla_ros.training.conventions import convention_swap
 from qwen_vla_ros.training.errors import TrainingError
@@ -80,7 +80,22 @@ def known(pair):
     return SimpleNamespace(statistics={body.name: entry for body in pair})
 
 
-def answering(convention):
+def one_state(monkeypatch):
+    """States by scene, which fill as scenes are drawn, one state each."""
+    states = {}
+
+    def draw(world, goal, rng, count):
+        scene = len(states) + 70
+        found = sample_states(world, goal, rng, 1)
+        states[scene] = found[0]
+        return found
+
+    monkeypatch.setattr(conventions, "sample_states", draw)
+    monkeypatch.setattr(conventions, "_TELLING", 0.0)
+    return states
+
+
+def answering(states, convention):
     """A model that answers as the expert of `convention(sentence's embodiment)`, without a mask."""
 
     def emit(loaded, embodiment, images, instruction, seed, channels):
@@ -88,8 +103,7 @@ def answering(convention):
         chunk = np.full((16, 32), 9.0)
         with make_world(body) as world:
             world.reset("reach", seed)
-            rng = np.random.default_rng(seed)
-            (state,) = conventions.sample_states(world, world.goal, rng, 1)
+            state = states[seed]
             world.teleport(state.joints, state.base_pose)
             rows = expert_chunk(world, world.goal, body.horizon, 1 / body.control_rate)
         statistics = resolve_statistics(body, loaded.statistics)
@@ -100,16 +114,14 @@ def answering(convention):
 
 
 def test_a_model_that_heeds_the_sentence(pair, known, monkeypatch):
-    monkeypatch.setattr(conventions, "_TELLING", 0.0)
-    monkeypatch.setattr(conventions, "emit", answering(lambda embodiment: embodiment))
+    monkeypatch.setattr(conventions, "emit", answering(one_state(monkeypatch), lambda embodiment: embodiment))
     found = convention_swap(known, pair, "reach", 2, seed=70)
     assert (found.right, found.trials, found.by_sentence) == (4, 4, dict.fromkeys(PAIR, 2))
     assert found.distance[0] < 1e-6 < found.distance[1]
 
 
 def test_a_model_that_heeds_the_picture_alone(pair, known, monkeypatch):
-    monkeypatch.setattr(conventions, "_TELLING", 0.0)
-    monkeypatch.setattr(conventions, "emit", answering(lambda embodiment: pair[0]))
+    monkeypatch.setattr(conventions, "emit", answering(one_state(monkeypatch), lambda embodiment: pair[0]))
     found = convention_swap(known, pair, "reach", 2, seed=70)
     assert found.by_sentence == {PAIR[0]: 2, PAIR[1]: 0}
     assert found.rate == 0.5
