@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_installed_command_runs(ros_environment):
     told = run([sys.executable, str(program), "embodiment", "list"], ROOT)
     assert told.returncode == 0, told.stderr
     assert "franka_panda" in told.stdout
+
+
+def test_ros2_finds_its_command(ros_environment):
+    """ros2cli itself is not among the ROS wheels: what it looks for is."""
+    sites = [Path(part) for part in ros_environment["PYTHONPATH"].split(os.pathsep)]
+    points = entry_points(group="ros2cli.command", name="vla")
+    (point,) = points
+    module = ROOT / (point.value.partition(":")[0].replace(".", "/") + ".py")
+    assert f"class {point.value.partition(':')[2]}(CommandExtension)" in module.read_text()
+    assert any((site / "qwen_vla_ros_ros2cli.egg-info").is_dir() for site in sites)
 
 
 def test_distribution_holds_data_and_command(tmp_path):
