@@ -30,7 +30,7 @@ def test_an_entry_for_each_body_and_control(tmp_path):
         "reach",
     )
     controls = ("--control", "none", "--control", "expert")
-    found = run(*bodies, *controls, "--episodes", 1, "--seed", 70, "--json", path, "--report", report)
+    found = run(*bodies, *controls, "--episodes", 1, "--seed", 70, "--json", path)
     assert found.exit_code == 0, found.output
     assert "franka_panda reach: 1/1 = 100 % (95 %: 21 to 100 %)" in found.output
     entries = json.loads(path.read_text())["entries"]
@@ -41,15 +41,14 @@ def test_an_entry_for_each_body_and_control(tmp_path):
         ("franka_panda", "reach", "expert"),
     ]
     assert all(len(e["episodes"]) == 1 and e["episodes"][0]["scene"] == 70 for e in entries)
+    again = run(path, "--report", report)
+    assert again.exit_code == 0, again.output
     text = (report / "README.md").read_text()
     assert "| franka_panda | reach | easy | plain | lock-step | 70 | 1/1 |" in text
     assert "| expert | unitree_g1 |" in text
     with Image.open(report / "frames.jpg") as frames:
         assert frames.size[0] > 3 * 240
     assert (report / "success.png").is_file()
-    again = run(path, "--report", tmp_path / "again")
-    assert again.exit_code == 0, again.output
-    assert (tmp_path / "again" / "README.md").read_text() == text
 
 
 @pytest.mark.usefixtures("ros_environment")
