@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from action_msgs.msg import GoalStatus
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.msg import ExecutorStatus
+from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_ros.nodes import qos
@@ -87,6 +91,31 @@ def test_bad_goals_end_with_their_code_and_disturb_nobody(panda):
     assert panda.executor[-1].state == State.STATE_RUNNING
     good.cancel()
     assert good.result().code == Result.CANCELLED
+
+
+def test_a_topic_and_a_command_start_tasks_and_end_them(panda, spawn):
+    topic = panda.node.create_publisher(String, panda.name("executor/instruction"), qos.RELIABLE)
+    panda.wait_for(lambda: topic.get_subscription_count(), 20.0, "the executor's ~/instruction")
+    topic.publish(String(data="wave by topic"))
+    panda.wait_state(State.STATE_RUNNING)
+    topic.publish(String(data=" "))
+    assert panda.wait_state(State.STATE_IDLE).code == 0
+
+    def say(*words):
+        return spawn(sys.executable, ["-m", "qwen_vla_ros.cli", "say", *words])
+
+    # A command is a goal as any other: it may be refused, and Ctrl-C cancels it.
+    absent = say("wave", "--namespace", "/nobody", "--wait", "0.5")
+    wrong = say("wave", "--namespace", panda.namespace, "--wait", "30", "--time-limit", "1e9")
+    good = say("wave", "--namespace", panda.namespace, "--wait", "30", "--time-limit", "60")
+    panda.wait_state(State.STATE_RUNNING)
+    good.send_signal(signal.SIGINT)
+    assert good.wait(60.0) == 0, good.output
+    assert "cancelled (code 2; " in good.output
+    assert wrong.wait(60.0) == 1
+    assert "expected 0 to 3600.0 s (code 101;" in wrong.output.replace("\n", " ")
+    assert absent.wait(60.0) == 1
+    assert "nobody serves /nobody/execute_task (waited 0.5 s)" in absent.output
 
 
 def test_killed_policy_stops_the_robot_and_a_restarted_one_goes_on(panda):

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_up_to_date():
-    # Run: python -m qwen_vla_ros.nodes.parameters > docs/parameters.md
-    assert (ROOT / "docs/parameters.md").read_text() == reference()
+    advice = "run: python -m qwen_vla_ros.nodes.parameters > docs/parameters.md"
+    assert (ROOT / "docs/parameters.md").read_text() == reference(), advice
 
 
 def test_what_a_node_declares_is_in_it(ros_environment):
