@@ -26,7 +26,7 @@ FAST = 0.35  # of the tool [m/s]
 SLOW = 0.12  # near a thing [m/s]
 _GAIN = 4.0  # speed for each metre that is left [1/s]
 _FINGER_SPEED = 0.08  # of each finger [m/s]
-_FUNNEL = 3.0  # metres of height for each metre aside
+_FUNNEL = 5.0  # metres of height for each metre aside
 _CLOSE = 0.010  # how far from the grasp point a gripper closes [m]
 _LAG = 0.15  # by which an arm is behind what it is told [s]
 _CLEAR = 0.09  # how high above a thing the tool passes [m]
@@ -112,9 +112,9 @@ def _open(s: _Scene, tick: float) -> float:
 def _approach(s: _Scene, x: float, y: float, z: float, tick: float, ready: bool) -> None:
     """Come down on a point by a funnel: high while aside of it, down when above; stay up until ready."""
     aside = math.hypot(s.x - x, s.y - y)
-    height = z + min(_CLEAR, max(0.0, _FUNNEL * (aside - 0.008)))
+    height = z + min(_CLEAR, max(0.0, _FUNNEL * (aside - 0.007)))
     if not ready:
-        height = max(height, z + 0.05)
+        height = max(height, z + s.rest + 0.03)
     if s.z < height - 0.03 and aside > 0.02:
         # Too low to go aside: up first.
         _toward(s, s.x, s.y, height + 0.02, tick)
