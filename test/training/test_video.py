@@ -26,7 +26,6 @@ def write(path, codec, options, rate=30):
     ("codec", "options"),
     [
         ("libx264", {"g": "250", "bf": "3"}),
-        ("mpeg4", {"g": "12", "qscale": "1"}),
         ("libsvtav1", {"g": "2", "preset": "10"}),
     ],
 )
