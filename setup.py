@@ -22,6 +22,12 @@ EXTRAS = {
         "tokenizers>=0.21",  # tokenizer of the tiny preset
         "opencv-python-headless>=4.8",  # images to the size of the model
     ],
+    "onnx": [
+        "onnx>=1.16",  # writing graphs
+        "onnxruntime>=1.18",  # running them; onnxruntime-gpu for CUDA and TensorRT
+        "opencv-python-headless>=4.8",  # images to the size of the model
+        "tokenizers>=0.21",  # the tokenizer, without transformers
+    ],
     "motion": [
         "ruckig>=0.14",  # jerk-limited set-points
         "pin>=3.0",  # kinematics of end effectors from a URDF

@@ -25,6 +25,8 @@ COMMANDS = (
     ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),
     ("eval", "qwen_vla_ros.demo.cli:evaluate", "Evaluate a checkpoint in simulation; write a report."),
     ("card", "qwen_vla_ros.training.cli:card", "Write the model card of a checkpoint, with its scores."),
+    ("export", "qwen_vla_ros.policy.cli:export", "Write a checkpoint as ONNX graphs."),
+    ("bench", "qwen_vla_ros.bench._cli:bench", "Measure where the time of a model goes."),
     ("demo", "qwen_vla_ros.demo.cli:demo", "Run the simulated bodies one after another."),
     ("run", "qwen_vla_ros.demo.cli:run", "Run one simulated body."),
     ("say", "qwen_vla_ros.nodes.say:say", "Give a running robot an instruction; Ctrl-C cancels it."),

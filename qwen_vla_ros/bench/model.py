@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +17,18 @@ from qwen_vla_ros.bench import BenchResult
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.model.checkpoint import Checkpoint, load_checkpoint
 from qwen_vla_ros.model.presets import build_tiny
-from qwen_vla_ros.policy import Observation
+from qwen_vla_ros.policy import Observation, Policy
+from qwen_vla_ros.policy.export import export_onnx
 from qwen_vla_ros.policy.local import LocalPolicy
+from qwen_vla_ros.policy.onnx import OnnxPolicy
 
 THREADS = 1  # on two cores the other one is the executor's
 STEPS = 4
 ROUNDS = 4
-RUNS = 30  # chunks per round and implementation
+RUNS = 15  # chunks per round and implementation
 SIDE = 128  # [px]
 TARGET = 15.0  # chunk/s
+TARGET_RATIO = 2.0  # stock / the best backend
 
 
 def two_view_policy() -> tuple[LocalPolicy, Checkpoint]:
@@ -50,7 +55,7 @@ def two_view_policy() -> tuple[LocalPolicy, Checkpoint]:
     return policy, checkpoint
 
 
-def time_round(policy: LocalPolicy, views: list[str], seed: int) -> list[float]:
+def time_round(policy: Policy, views: list[str], seed: int) -> list[float]:
     """Seconds of each of `RUNS` chunks, every one from new images."""
     rng = np.random.default_rng(seed)
     durations = []
@@ -64,16 +69,24 @@ def time_round(policy: LocalPolicy, views: list[str], seed: int) -> list[float]:
 
 
 def run() -> list[BenchResult]:
-    """Alternate between the fast and the stock forward pass; medians over all chunks of each."""
+    """Alternate between the backends and the stock forward pass; medians over all chunks of each."""
     policy, checkpoint = two_view_policy()
-    views = [camera.view for camera in load_embodiment("so101").cameras]
-    durations: dict[str, list[float]] = {"fast": [], "stock": []}
-    rounds: dict[str, list[float]] = {"fast": [], "stock": []}
+    body = load_embodiment("so101")
+    views = [camera.view for camera in body.cameras]
+    engine = LocalPolicy(checkpoint, steps=STEPS, threads=THREADS, engine=True)
+    engine.configure(body)
+    with tempfile.TemporaryDirectory(prefix="qwen_vla_onnx_") as folder:
+        export_onnx(checkpoint, folder, ["so101"], STEPS)
+        onnx = OnnxPolicy(Path(folder), "cpu", threads=THREADS)
+        onnx.configure(body)
+    policies: dict[str, Policy] = {"fast": policy, "stock": policy, "engine": engine, "onnx": onnx}
+    durations: dict[str, list[float]] = {name: [] for name in policies}
+    rounds: dict[str, list[float]] = {name: [] for name in policies}
     for index in range(ROUNDS):
-        for name in ("fast", "stock"):
-            checkpoint.model.implementation = name
-            policy.configure(load_embodiment("so101"))  # warms up
-            found = time_round(policy, views, index)
+        for name, served in policies.items():
+            checkpoint.model.implementation = "stock" if name == "stock" else "fast"
+            served.infer(Observation({v: np.zeros((SIDE, SIDE, 3), np.uint8) for v in views}, "go", 0.0))
+            found = time_round(served, views, index)
             durations[name] += found
             rounds[name].append(statistics.median(found))
     median = {name: statistics.median(values) for name, values in durations.items()}
@@ -109,5 +122,22 @@ def run() -> list[BenchResult]:
             target=1.0,
             higher_is_better=True,
             detail={"stock median ms": 1e3 * median["stock"]},
+        ),
+        *(
+            BenchResult(
+                f"time of the stock transformers forward / backend {name}",
+                median["stock"] / median[name],
+                "x",
+                target=TARGET_RATIO,
+                higher_is_better=True,
+                detail={
+                    "median ms": 1e3 * median[name],
+                    "p99 ms": 1e3 * float(np.percentile(durations[name], 99)),
+                    "stock median ms of each round": [round(1e3 * m, 2) for m in rounds["stock"]],
+                    "median ms of each round": [round(1e3 * m, 2) for m in rounds[name]],
+                    "load": os.getloadavg()[0],
+                },
+            )
+            for name in ("engine", "onnx")
         ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,54 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from qwen_vla_ros.model.positions import mrope_positions
-
-CONFIG_NAME = "processor_config.json"
-
-
-class ProcessorError(ValueError):
-    """An image or a prompt that the processor cannot turn into model input."""
-
-
-@dataclass(frozen=True)
-class ProcessorConfig:
-    """How images and text become model input.
-
-    Attributes:
-        image_size: (height, width) that every view is resized to [px]; multiples of patch_size * merge_size.
-        view_image_size: Exceptions per view [px].
-        patch_size: Side of a patch [px].
-        merge_size: Patches per side that become one token.
-        mean, std: Of pixel values in [0, 1], all channels.
-        image_token: Placeholder of a visual token.
-        view_tags: Start and end tag of a view, with {view} for its name.
-        chat: Wrap the prompt in the backbone's chat turn with an empty think block.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    view_image_size: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    patch_size: int = 16
-    merge_size: int = 2
-    mean: float = 0.5
-    std: float = 0.5
-    image_token: str = "<|image_pad|>"
-    view_tags: tuple[str, str] = ("<|{view}_start|>", "<|{view}_end|>")
-    chat: bool = True
-
-    def __post_init__(self) -> None:
-        unit = self.patch_size * self.merge_size
-        for name, size in {"image_size": self.image_size, **self.view_image_size}.items():
-            if len(size) != 2 or any(side <= 0 or side % unit for side in size):
-                raise ProcessorError(
-                    f"{name}: expected [height, width] in multiples of {unit}, found {list(size)}"
-                )
-
-    def size_of(self, view: str) -> tuple[int, int]:
-        """(height, width) that a view is resized to [px]."""
-        height, width = self.view_image_size.get(view, self.image_size)
-        return height, width
+from qwen_vla_ros.model.prepare import (
+    CONFIG_NAME,
+    Preparation,
+    ProcessorConfig,
+    ProcessorError,
+    read_config,
+    tokenizer_file,
+)
 
 
-class QwenVLAProcessor:
+class QwenVLAProcessor(Preparation):
     """Tokenizes prompts, resizes and patchifies images.
 
     Args:
@@ -71,69 +34,14 @@ class QwenVLAProcessor:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: ProcessorConfig) -> None:
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer = tokenizer
         self.pad_id = tokenizer.pad_token_id
-        self.image_id = self._special(config.image_token, "image_token")
-
-    def _special(self, token: str, what: str) -> int:
-        index = self.tokenizer.get_vocab().get(token)
-        if index is None:
-            raise ProcessorError(f"{what}: the tokenizer has no token {token!r}")
-        return index
+        super().__init__({}, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], config)
 
     @property
-    def views(self) -> list[str]:
-        """Views whose tags the tokenizer has."""
-        vocabulary = self.tokenizer.get_vocab()
-        before, after = self.config.view_tags[0].split("{view}")
-        names = [
-            t[len(before) : -len(after)] for t in vocabulary if t.startswith(before) and t.endswith(after)
-        ]
-        end = self.config.view_tags[1]
-        return sorted(name for name in names if name != "vision" and end.format(view=name) in vocabulary)
-
-    def _tag(self, view: str, end: int) -> str:
-        tag = self.config.view_tags[end].format(view=view)
-        if tag not in self.tokenizer.get_vocab():
-            raise ProcessorError(
-                f"view {view!r}: the tokenizer has no tag {tag!r}; this checkpoint knows the views "
-                f"{', '.join(self.views) or 'none'}"
-            )
-        return tag
-
-    def merged_grid(self, view: str) -> tuple[int, int]:
-        """(rows, columns) of visual tokens of a view."""
-        unit = self.config.patch_size * self.config.merge_size
-        height, width = self.config.size_of(view)
-        return height // unit, width // unit
-
-    def token_ids(self, text: str, views: Sequence[str]) -> list[int]:
-        """Token ids of one prompt.
-
-        Args:
-            text: As embodiment.render_prompt gives it: one image token per view, between the view's tags.
-            views: Names of the views, in the order of the image tokens.
-
-        Raises:
-            ProcessorError: A view without a tag in the tokenizer, or image tokens that do not fit the views.
-        """
-        image = self.config.image_token
-        parts = text.split(image)
-        if len(parts) - 1 != len(views):
-            raise ProcessorError(
-                f"text: {len(parts) - 1} image tokens {image!r}, expected one for each of {list(views)}"
-            )
-        for view, before, after in zip(views, parts[:-1], parts[1:], strict=True):
-            start, end = self._tag(view, 0), self._tag(view, 1)
-            if start not in before or end not in after:
-                raise ProcessorError(f"text: the image of view {view!r} is not between {start!r} and {end!r}")
-        prompt = parts[0]
-        for view, after in zip(views, parts[1:], strict=True):
-            rows, columns = self.merged_grid(view)
-            prompt += image * (rows * columns) + after
-        if self.config.chat:
-            prompt = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    def vocabulary(self) -> Mapping[str, int]:
+        # Tokens may be added after this was made.
+        return self.tokenizer.get_vocab()
 
     def prompts(self, prompts: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Tensor]:
         """Tokenize (text, views) pairs.
@@ -179,34 +87,6 @@ class QwenVLAProcessor:
         pixels -= self.config.mean / self.config.std
         return {"pixel_values": torch.from_numpy(pixels), "image_grid_thw": torch.tensor(grid)}
 
-    def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Stretch an image to the size of its view."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ProcessorError(
-                f"view {view!r}: expected uint8 (h, w, 3), found {image.dtype} {image.shape}"
-            )
-        height, width = self.config.size_of(view)
-        if image.shape[:2] == (height, width):
-            return image
-        import cv2  # not needed by cameras of the right size
-
-        def resized(image: NDArray[np.uint8], height: int, width: int, kind: int) -> NDArray[np.uint8]:
-            return np.asarray(cv2.resize(image, (width, height), interpolation=kind), dtype=np.uint8)
-
-        if image.shape[0] < height or image.shape[1] < width:
-            return resized(image, height, width, cv2.INTER_LINEAR)
-        # The mean over the area, by steps for which OpenCV has fast code: a quarter of INTER_AREA's time.
-        while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-            image = resized(image, image.shape[0] // 2, image.shape[1] // 2, cv2.INTER_AREA)
-        image = resized(image, 2 * height, 2 * width, cv2.INTER_LINEAR)
-        return resized(image, height, width, cv2.INTER_AREA)
-
-    def _patchify(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        patch, merge = self.config.patch_size, self.config.merge_size
-        rows, columns = image.shape[0] // (patch * merge), image.shape[1] // (patch * merge)
-        blocks = image.reshape(rows, merge, patch, columns, merge, patch, 3)
-        return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * patch * patch)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer files and processor_config.json."""
         folder = Path(folder)
@@ -222,31 +102,17 @@ class QwenVLAProcessor:
         Raises:
             ProcessorError: Names the file and what is wrong with it.
         """
-        path = Path(folder) / CONFIG_NAME
-        try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ProcessorError(f"{path}: cannot read the processor configuration: {error}") from error
-        known = {f.name for f in fields(ProcessorConfig)}
-        if not isinstance(content, dict) or (unknown := sorted(set(content) - known)):
-            raise ProcessorError(
-                f"{path}: unknown fields {unknown if isinstance(content, dict) else content!r}"
-            )
-        for name in ("image_size", "view_tags"):
-            if name in content:
-                content[name] = tuple(content[name])
-        content["view_image_size"] = {k: tuple(v) for k, v in content.get("view_image_size", {}).items()}
-        if not (Path(folder) / "tokenizer.json").is_file():
-            raise ProcessorError(
-                f"{Path(folder) / 'tokenizer.json'}: no such file; the checkpoint is incomplete"
-            )
+        folder = Path(folder)
+        config = read_config(folder)
+        path = tokenizer_file(folder)
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception, and KeyError
-            raise ProcessorError(
-                f"{Path(folder) / 'tokenizer.json'}: not a tokenizer: {type(error).__name__}: {error}"
-            ) from error
+            raise ProcessorError(f"{path}: not a tokenizer: {type(error).__name__}: {error}") from error
         try:
-            return cls(tokenizer, ProcessorConfig(**content))
-        except (ProcessorError, TypeError) as error:
-            raise ProcessorError(f"{path}: {error}") from error
+            return cls(tokenizer, config)
+        except ProcessorError as error:
+            raise ProcessorError(f"{folder / CONFIG_NAME}: {error}") from error
+
+
+__all__ = ["CONFIG_NAME", "ProcessorConfig", "ProcessorError", "QwenVLAProcessor"]

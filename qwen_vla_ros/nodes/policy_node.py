@@ -65,6 +65,8 @@ class PolicyNode(BodyNode):
         declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
         declare(self, "threads", 0, "CPU threads of the model; 0 means one less than there are CPUs", 0, 1024)
         declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
+        backends = "eager, engine (fixed shapes) or onnx; auto: onnx for an exported folder, else eager"
+        declare(self, "backend", "auto", backends)
         declare(self, "handover", "", "As of the executor: with rtc each chunk continues the one before")
         declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)
         declare(
@@ -114,6 +116,8 @@ class PolicyNode(BodyNode):
             name: self.value(parameter) or None
             for name, parameter in (("threads", "threads"), ("steps", "steps"))
         }
+        if self.value("backend") != "auto":
+            options["backend"] = self.value("backend")
         try:
             self._policy = self._load(self.value("checkpoint"), self.value("device"), **options)
             self._policy.configure(embodiment)

@@ -14,6 +14,10 @@ from qwen_vla_ros.policy.interface import (
     PolicyInfo,
 )
 
+BACKENDS = ("auto", "eager", "engine", "onnx")
+# Names a folder that `qwen-vla export` wrote.
+MANIFEST = "onnx.json"
+
 
 def load_policy(
     checkpoint: str | Path | None = None,
@@ -22,23 +26,44 @@ def load_policy(
     steps: int | None = None,
     temperature: float | None = None,
     threads: int | None = None,
+    backend: str = "auto",
 ) -> Policy:
     """Load a checkpoint folder to run in this process.
 
     Args:
-        checkpoint: Folder; None or empty means the one that comes with the package.
-        device: A torch device, or `auto`: CUDA where there is some, else CPU.
+        checkpoint: Folder; None or empty means the one that comes with the package. For onnx what
+            `qwen-vla export` wrote.
+        device: A torch device, or `auto`: CUDA where there is some, else CPU. For onnx also `tensorrt`.
         steps: Euler steps; the checkpoint's own number without it.
         temperature: Scale of the initial noise; the checkpoint's own without it.
-        threads: CPU threads of torch in this process; one less than there are CPUs without it, at least 1.
+        threads: CPU threads of the model in this process; one less than there are CPUs without it, at
+            least 1.
+        backend: `eager`: torch, operation by operation; `engine`: torch at fixed shapes, traced or as a CUDA
+            graph; `onnx`: onnxruntime, without torch; `auto`: onnx for an exported folder, else eager.
 
     Raises:
         CheckpointError: The folder is not a usable checkpoint; names the file and what to do.
         PolicyError: The device is unknown or absent, or an option is out of range.
     """
+    if backend not in BACKENDS:
+        raise PolicyError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        exported = (Path(checkpoint) / MANIFEST).is_file() if checkpoint else False
+        backend = "onnx" if exported else "eager"
+    if backend == "onnx":
+        from qwen_vla_ros.policy.onnx import OnnxPolicy  # onnxruntime
+
+        return OnnxPolicy.load(checkpoint, device, steps=steps, temperature=temperature, threads=threads)
     from qwen_vla_ros.policy.local import LocalPolicy  # torch
 
-    return LocalPolicy.load(checkpoint, device, steps=steps, temperature=temperature, threads=threads)
+    return LocalPolicy.load(
+        checkpoint,
+        device,
+        steps=steps,
+        temperature=temperature,
+        threads=threads,
+        engine=backend == "engine",
+    )
 
 
 __all__ = [

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,20 +14,21 @@ import torch
 from numpy.typing import NDArray
 
 from qwen_vla_ros import resources
-from qwen_vla_ros.embodiment import (
-    Embodiment,
-    EmbodimentError,
-    Statistics,
-    normalise,
-    render_prompt,
-    resolve_statistics,
-)
+from qwen_vla_ros.embodiment import Embodiment, Statistics, normalise, render_prompt
 from qwen_vla_ros.model import flow_matching
 from qwen_vla_ros.model.checkpoint import Checkpoint, load_checkpoint
+from qwen_vla_ros.model.fixed import Shape, shape_of
 from qwen_vla_ros.model.processor import ProcessorError
+from qwen_vla_ros.policy import serving
+from qwen_vla_ros.policy.engine import Engine
 from qwen_vla_ros.policy.interface import Continuation, Observation, ObservationError, PolicyError, PolicyInfo
 
+LOG = logging.getLogger(__name__)
 WARM_UP_RUNS = 2
+# What an instruction may have more tokens than "reach the red cube" before the slower path is taken.
+SPARE_TOKENS = 8
+ROUND_TOKENS = 8
+KEPT_ENGINES = 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class LocalPolicy:
     Args:
         checkpoint: From `load_checkpoint`, on the device to run on.
         steps, temperature, threads: See `load_policy`.
+        engine: Run at fixed shapes, traced or as a CUDA graph; without it operation by operation.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LocalPolicy:
         steps: int | None = None,
         temperature: float | None = None,
         threads: int | None = None,
+        engine: bool = False,
     ) -> None:
         for name, value in (("steps", steps), ("threads", threads)):
             if value is not None and value < 1:
@@ -85,6 +88,10 @@ class LocalPolicy:
         self._processor = checkpoint.processor
         self._steps, self._temperature = steps, temperature
         self._configured: _Configured | None = None
+        self._with_engine = engine
+        self._engine: Engine | None = None
+        self._engines: dict[Shape, Engine] = {}
+        self._told: set[str] = set()
         # Tokens change with the instruction only, not with the image.
         self._tokenize = lru_cache(maxsize=64)(self._tokenize_prompt)
 
@@ -107,7 +114,10 @@ class LocalPolicy:
             embodiments=tuple(sorted(self._checkpoint.statistics)),
             views=tuple(self._processor.views),
             embodiment=self._configured.embodiment.name if self._configured else "",
-            details={"euler steps": str(self._steps or config.flow.num_steps)},
+            details={
+                "euler steps": str(self._steps or config.flow.num_steps),
+                "engine": "none" if self._engine is None else self._engine.how,
+            },
         )
 
     @property
@@ -121,56 +131,56 @@ class LocalPolicy:
 
     def configure(self, embodiment: Embodiment) -> None:
         expert = self._model.config.action_expert
-        faults: list[str] = []
-        mask = statistics = None
-        try:
-            mask = embodiment.layout.mask(expert.horizon, expert.channels)
-        except ValueError as error:
-            faults.append(str(error))
-        try:
-            statistics = resolve_statistics(embodiment, self._checkpoint.statistics)
-        except EmbodimentError as error:
-            faults.append(str(error))
-        faults += self._timing_faults(embodiment)
-        known = self._processor.views
-        faults += [
-            f"cameras: view {camera.view!r}: the checkpoint knows only {', '.join(known) or 'none'}"
-            for camera in embodiment.cameras
-            if camera.view not in known
-        ]
-        if faults or mask is None or statistics is None:
-            listed = "\n  ".join(faults)
-            raise PolicyError(
-                f"{self._checkpoint.folder}: cannot serve embodiment {embodiment.name!r}:\n  {listed}"
-            )
-        before, self._configured = (
-            self._configured,
-            _Configured(embodiment, statistics, torch.from_numpy(mask)[None].to(self._model.device)),
+        mask, statistics = serving.fit(
+            embodiment,
+            str(self._checkpoint.folder),
+            expert.horizon,
+            expert.channels,
+            self._checkpoint.statistics,
+            self._processor.views,
         )
+        before = self._configured, self._engine
+        self._configured = _Configured(
+            embodiment, statistics, torch.from_numpy(mask)[None].to(self._model.device)
+        )
+        self._engine = None
         try:
-            self._warm_up(embodiment)
+            sizes = {c.view: self._processor.config.size_of(c.view) for c in embodiment.cameras}
+            observation = serving.blank(embodiment, sizes)
+            if self._with_engine:
+                self._engine = self._make_engine(self._configured, observation)
+            for _ in range(WARM_UP_RUNS):
+                self.infer(observation, seed=0)
         except BaseException:
-            self._configured = before
+            self._configured, self._engine = before
             raise
 
-    def _timing_faults(self, embodiment: Embodiment) -> list[str]:
-        """A chunk of another rate or length means another motion."""
-        trained: Mapping = self._checkpoint.statistics.get(embodiment.name, {})
-        found = {"control_rate": float(embodiment.control_rate), "horizon": embodiment.horizon}
-        return [
-            f"{name}: found {value:g}, the checkpoint was trained with {trained[name]:g}"
-            for name, value in found.items()
-            if name in trained and abs(float(trained[name]) - value) > 1e-6
-        ]
+    def _make_engine(self, configured: _Configured, observation: Observation) -> Engine | None:
+        body = configured.embodiment
+        views = tuple(camera.view for camera in body.cameras)
+        prompt = render_prompt(
+            body, observation.instruction, observation.state, statistics=configured.statistics, views=views
+        )
+        ids = self._processor.token_ids(prompt.text, views)
+        length = -(-(len(ids) + SPARE_TOKENS) // ROUND_TOKENS) * ROUND_TOKENS
+        steps = self._steps or self._model.config.flow.num_steps
+        try:
+            shape = shape_of(self._processor, ids, views, steps, length)
+            engine = self._engines.pop(shape, None) or Engine(self._model, shape)
+        except ValueError as error:
+            self._tell(f"no fixed shapes for {body.name}, runs operation by operation: {error}")
+            return None
+        engine.set_mask(configured.mask[0])
+        # Bodies that look alike to the model share one.
+        self._engines[shape] = engine
+        while len(self._engines) > KEPT_ENGINES:
+            del self._engines[next(iter(self._engines))]
+        return engine
 
-    def _warm_up(self, embodiment: Embodiment) -> None:
-        images = {
-            camera.view: np.zeros((*self._processor.config.size_of(camera.view), 3), dtype=np.uint8)
-            for camera in embodiment.cameras
-        }
-        state = np.zeros(embodiment.layout.count) if embodiment.prompt.state else None
-        for _ in range(WARM_UP_RUNS):
-            self.infer(Observation(images, "reach the red cube", 0.0, state), seed=0)
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            LOG.warning(text)
 
     def _tokenize_prompt(self, text: str, views: tuple[str, ...]) -> dict[str, torch.Tensor]:
         tensors = self._processor.prompts([(text, views)])
@@ -181,11 +191,7 @@ class LocalPolicy:
     ) -> NDArray[np.float32]:
         configured = self._ready()
         embodiment = configured.embodiment
-        cameras = [camera for camera in embodiment.cameras if camera.view in observation.images]
-        absent = [c.view for c in embodiment.cameras if c.required and c.view not in observation.images]
-        if absent:
-            raise ObservationError(f"observation: no image of view {', '.join(map(repr, absent))}")
-        views = tuple(camera.view for camera in cameras)
+        views = serving.views_of(embodiment, observation)
         try:
             prompt = render_prompt(
                 embodiment,
@@ -194,7 +200,8 @@ class LocalPolicy:
                 statistics=configured.statistics,
                 views=views,
             )
-            pixels = self._processor.images([(view, observation.images[view]) for view in views])
+            pairs = [(view, observation.images[view]) for view in views]
+            frames = [(view, self._processor.resize(view, image)) for view, image in pairs]
         except ProcessorError as error:
             raise ObservationError(f"observation: {error}") from error
         # With the state in the prompt every text is new.
@@ -207,6 +214,18 @@ class LocalPolicy:
         else:
             generator.manual_seed(seed)
         prefix = None if plan is None or plan.known < 1 else self._prefix(plan, configured)
+        if self._engine is not None and prefix is None:
+            ids = tokens["input_ids"][0].tolist()
+            if self._engine.holds(ids, self._processor.image_id):
+                flow = self._model.config.flow
+                temperature = flow.noise_temperature if self._temperature is None else self._temperature
+                sample = self._engine.run(self._processor.frames(frames), ids, generator, temperature)
+                return self._check(sample.copy(), embodiment)
+            self._tell(
+                f"a prompt of {len(ids)} tokens and views {', '.join(views)} has not the shape that was "
+                f"prepared ({self._engine.shape.length} tokens, all views): it runs operation by operation"
+            )
+        pixels = self._processor.images(frames)
         # Guidance needs gradients, which inference mode rules out.
         with torch.inference_mode() if prefix is None else torch.no_grad():
             context = self._model.encode(
@@ -224,7 +243,7 @@ class LocalPolicy:
                 temperature=self._temperature,
                 prefix=prefix,
             )
-        return self._check(sample, embodiment)
+        return self._check(sample[0].float().cpu().numpy(), embodiment)
 
     def _prefix(self, plan: Continuation, configured: _Configured) -> flow_matching.Prefix:
         body, flow = configured.embodiment, self._model.config.flow
@@ -255,17 +274,6 @@ class LocalPolicy:
             clean=plan.committed <= flow.prefix_rows and flow.prefix_rows > 0,
         )
 
-    def _check(self, sample: torch.Tensor, embodiment: Embodiment) -> NDArray[np.float32]:
+    def _check(self, sample: NDArray[np.float32], embodiment: Embodiment) -> NDArray[np.float32]:
         expert = self._model.config.action_expert
-        expected = (1, expert.horizon, expert.channels)
-        if tuple(sample.shape) != expected:
-            raise PolicyError(f"model output: found shape {tuple(sample.shape)}, expected {expected}")
-        chunk = sample[0, : embodiment.horizon, : embodiment.layout.count].float().cpu().numpy()
-        bad = np.argwhere(~np.isfinite(chunk))
-        if len(bad):
-            row, column = bad[0]
-            raise PolicyError(
-                f"model output: {len(bad)} of {chunk.size} values are not finite, the first is "
-                f"{chunk[row, column]} in row {row}, channel {embodiment.layout.names[column]}"
-            )
-        return np.clip(chunk, -1.0, 1.0)
+        return serving.checked(sample, embodiment, expert.horizon, expert.channels)

@@ -217,7 +217,7 @@ def test_output_that_is_not_finite(policy: LocalPolicy, panda: Embodiment, monke
 
 def test_output_of_the_wrong_shape(policy: LocalPolicy, panda: Embodiment, monkeypatch) -> None:
     monkeypatch.setattr(policy._model, "sample", lambda *_args, **_kwargs: torch.zeros(1, 3, 32))
-    with pytest.raises(PolicyError, match=r"model output: found shape \(1, 3, 32\), expected \(1, 16, 32\)"):
+    with pytest.raises(PolicyError, match=r"model output: found shape \(3, 32\), expected \(16, 32\)"):
         policy.infer(observe(panda))
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every backend does around its network: checks of the body, the observation and the chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_vla_ros.embodiment import Embodiment, EmbodimentError, Statistics, resolve_statistics
+from qwen_vla_ros.policy.interface import Observation, ObservationError, PolicyError
+
+
+def fit(
+    embodiment: Embodiment,
+    source: str,
+    horizon: int,
+    channels: int,
+    statistics: Mapping[str, Mapping[str, Any]],
+    views: list[str],
+) -> tuple[NDArray[np.bool_], Statistics]:
+    """Check a body against a model.
+
+    Args:
+        source: Where the model came from, for messages.
+        horizon, channels: H and K.
+        statistics: As in a checkpoint.
+        views: That the model knows.
+
+    Returns:
+        Mask of the body's actions, shape (H, K), and its statistics.
+
+    Raises:
+        PolicyError: Names every fault.
+    """
+    faults: list[str] = []
+    mask = own = None
+    try:
+        mask = embodiment.layout.mask(horizon, channels)
+    except ValueError as error:
+        faults.append(str(error))
+    try:
+        own = resolve_statistics(embodiment, statistics)
+    except EmbodimentError as error:
+        faults.append(str(error))
+    # A chunk of another rate or length means another motion.
+    trained = statistics.get(embodiment.name, {})
+    found = {"control_rate": float(embodiment.control_rate), "horizon": embodiment.horizon}
+    faults += [
+        f"{name}: found {value:g}, the checkpoint was trained with {trained[name]:g}"
+        for name, value in found.items()
+        if name in trained and abs(float(trained[name]) - value) > 1e-6
+    ]
+    faults += [
+        f"cameras: view {camera.view!r}: the checkpoint knows only {', '.join(views) or 'none'}"
+        for camera in embodiment.cameras
+        if camera.view not in views
+    ]
+    if faults or mask is None or own is None:
+        listed = "\n  ".join(faults)
+        raise PolicyError(f"{source}: cannot serve embodiment {embodiment.name!r}:\n  {listed}")
+    return mask, own
+
+
+def views_of(embodiment: Embodiment, observation: Observation) -> tuple[str, ...]:
+    """Views of the body that the observation has, in order. Raises ObservationError where one is missing."""
+    absent = [c.view for c in embodiment.cameras if c.required and c.view not in observation.images]
+    if absent:
+        raise ObservationError(f"observation: no image of view {', '.join(map(repr, absent))}")
+    return tuple(c.view for c in embodiment.cameras if c.view in observation.images)
+
+
+def blank(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]]) -> Observation:
+    """An observation to warm up with. sizes: (height, width) by view."""
+    images = {view: np.zeros((*size, 3), dtype=np.uint8) for view, size in sizes.items()}
+    state = np.zeros(embodiment.layout.count) if embodiment.prompt.state else None
+    return Observation(images, "reach the red cube", 0.0, state)
+
+
+def checked(
+    sample: NDArray[np.float32], embodiment: Embodiment, horizon: int, channels: int
+) -> NDArray[np.float32]:
+    """The body's part of a model's output, clipped.
+
+    Args:
+        sample: What the model gave, expected of shape (H, K).
+        horizon, channels: H and K.
+
+    Returns:
+        Shape (horizon, c) of the embodiment.
+
+    Raises:
+        PolicyError: Wrong shape, or a value that is not finite; names it.
+    """
+    if sample.shape != (horizon, channels):
+        raise PolicyError(f"model output: found shape {sample.shape}, expected {(horizon, channels)}")
+    chunk = sample[: embodiment.horizon, : embodiment.layout.count]
+    bad = np.argwhere(~np.isfinite(chunk))
+    if len(bad):
+        row, column = bad[0]
+        raise PolicyError(
+            f"model output: {len(bad)} of {chunk.size} values are not finite, the first is "
+            f"{chunk[row, column]} in row {row}, channel {embodiment.layout.names[column]}"
+        )
+    return np.clip(chunk, -1.0, 1.0)

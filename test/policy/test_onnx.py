@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported graphs give the chunks of torch, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qwen_vla_ros import resources
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.model.checkpoint import load_checkpoint, save_checkpoint
+from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
+from qwen_vla_ros.model.presets import build_tiny, initialise_fan_in, tiny_config
+from qwen_vla_ros.policy import Continuation, Observation, PolicyError, load_policy
+from qwen_vla_ros.policy.export import export_onnx
+from qwen_vla_ros.policy.local import LocalPolicy
+from qwen_vla_ros.policy.onnx import OnnxPolicy, choose_providers
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+# Of normalised actions, whose range is 2: what float32 sums in another order leave.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    export_onnx(resources.checkpoints_directory() / "qwen_vla_tiny", folder)
+    return folder
+
+
+def difference(monkeypatch, folder: Path, checkpoint: Path, body_name: str, implementation: str) -> float:
+    """Largest difference between onnxruntime's chunk and transformers' own forward, same noise."""
+    body = load_embodiment(body_name)
+    reference = LocalPolicy.load(checkpoint, "cpu", threads=1)
+    reference._model.implementation = implementation
+    reference.configure(body)
+    policy = OnnxPolicy.load(folder, "cpu", threads=1)
+    policy.configure(body)
+    noise = np.random.default_rng(5).standard_normal(policy._mask.shape, dtype=np.float32)
+
+    class Same:
+        def standard_normal(self, shape, dtype):
+            return noise
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed=None: Same())
+    monkeypatch.setattr(torch, "randn", lambda *_a, **_k: torch.from_numpy(noise.copy())[None])
+    pictures = np.random.Generator(np.random.PCG64(3))
+    worst = 0.0
+    for instruction in ("reach the red cube", "touch the green ball"):
+        images = {
+            camera.view: pictures.integers(0, 256, (240, 320, 3), dtype=np.uint8) for camera in body.cameras
+        }
+        observation = Observation(images, instruction, 0.0)
+        found, expected = policy.infer(observation), reference.infer(observation)
+        assert np.abs(expected).max() > 0.05
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+@pytest.mark.parametrize("body", ["franka_panda", "unitree_g1"])
+def test_shipped_checkpoint(monkeypatch, shipped: Path, body: str) -> None:
+    checkpoint = resources.checkpoints_directory() / "qwen_vla_tiny"
+    assert difference(monkeypatch, shipped, checkpoint, body, "stock") <= TOLERANCE
+
+
+def test_larger_random_model_with_two_views(monkeypatch, tmp_path: Path) -> None:
+    _, processor = build_tiny()
+    config = tiny_config(processor.tokenizer)
+    text, expert = config.backbone.text_config, config.action_expert
+    # Wider; more value than key heads, an inner layer for the expert, a causal chunk.
+    text.linear_num_value_heads, text.hidden_size, text.num_hidden_layers = 8, 192, 3
+    text.layer_types = ["linear_attention", "full_attention", "full_attention"]
+    config.backbone.vision_config.out_hidden_size, config.backbone.vision_config.depth = 192, 2
+    expert.hidden_size, expert.vlm_layer, expert.bidirectional, expert.horizon = 256, 1, False, 32
+    expert.num_hidden_layers, config.flow.num_steps = 2, 2
+    expert.head_dim, expert.num_attention_heads, expert.channels = 64, 4, 40
+    processor.config = dataclasses.replace(processor.config, view_image_size={"cam_wrist": (64, 96)})
+    torch.manual_seed(2)
+    model = QwenVLAForActionPrediction(config)
+    initialise_fan_in(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape)
+    body = load_embodiment("so101")
+    entry = {
+        "channels": list(body.layout.names),
+        "q01": [-1.0] * body.layout.count,
+        "q99": [1.0] * body.layout.count,
+        "control_rate": body.control_rate,
+        "horizon": body.horizon,
+    }
+    save_checkpoint(tmp_path / "checkpoint", model, processor, {"so101": entry})
+    export_onnx(load_checkpoint(tmp_path / "checkpoint"), tmp_path / "onnx")
+    found = difference(monkeypatch, tmp_path / "onnx", tmp_path / "checkpoint", "so101", "stock")
+    assert found <= TOLERANCE
+
+
+def test_needs_no_torch(shipped: Path) -> None:
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "safetensors"):
+            raise ImportError("refused: " + name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.policy import Observation, load_policy
+policy = load_policy({str(shipped)!r}, threads=1)
+policy.configure(load_embodiment("tiago_base"))
+image = np.zeros((480, 640, 3), dtype=np.uint8)
+chunk = policy.infer(Observation({{"ego": image}}, "drive to the red pillar", 0.0), seed=1)
+print(policy.info.details["engine"], chunk.shape, bool(np.isfinite(chunk).all()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[0] == "onnxruntime (8, 3) True"
+
+
+def test_refuses_in_clear_words(shipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no CUDAExecutionProvider"):
+        choose_providers("cuda")
+    with pytest.raises(PolicyError, match="onnx knows auto, cpu, cuda, tensorrt"):
+        choose_providers("npu")
+    with pytest.raises(PolicyError, match="qwen-vla export"):
+        load_policy(tmp_path, "cpu", backend="onnx")
+    with pytest.raises(PolicyError, match="exported with 4; export it again with --steps 2"):
+        load_policy(shipped, "cpu", steps=2)
+    with pytest.raises(PolicyError, match="expected one of auto, eager"):
+        load_policy(shipped, "cpu", backend="jax")
+    policy = load_policy(shipped, "cpu", threads=1)
+    assert policy.info.device == "CPUExecutionProvider"
+    body = load_embodiment("franka_panda")
+    policy.configure(body)
+    observation = Observation({"ego": np.zeros((8, 8, 3), dtype=np.uint8)}, "reach the red cube", 0.0)
+    rows = np.zeros((body.horizon, body.layout.count))
+    with pytest.raises(PolicyError, match="cannot continue"):
+        policy.infer(observation, plan=Continuation(rows, 4, 1))
+    with pytest.raises(PolicyError, match=r"export with --tokens \d+"):
+        policy.infer(dataclasses.replace(observation, instruction="reach the red cube " * 10))
+    changed = tmp_path / "changed"
+    shutil.copytree(shipped, changed)
+    manifest = json.loads((changed / "onnx.json").read_text())
+    (changed / manifest["graphs"][0]["expert"]).write_bytes(b"not a graph")
+    with pytest.raises(PolicyError, match=r"expert.onnx: cannot be loaded"):
+        load_policy(changed, "cpu").configure(body)
