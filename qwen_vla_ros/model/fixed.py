@@ -203,7 +203,7 @@ class FixedModel(nn.Module):
             raise ValueError(f"prompt: found {shape.length} tokens, fixed shapes hold at most {MAX_TOKENS}")
         self.expert_config, self.flow = config.action_expert, config.flow
         self.until = config.action_expert.vlm_layer
-        weight = model.backbone.get_input_embeddings().weight
+        weight: Any = model.backbone.get_input_embeddings().weight
         self.dtype: torch.dtype = weight.dtype
         self.device: torch.device = weight.device
         self._visual = model.backbone.model.visual
@@ -286,6 +286,7 @@ class FixedModel(nn.Module):
 
     def _prepare_expert(self, config: Any) -> None:
         expert, shape, own = self._expert, self.shape, self.expert_config
+        block: Any
         horizon, length = own.horizon, shape.length
         positions = torch.tensor(shape.positions, device=self.device).T
         # The chunk may begin after any number of tokens: a row of factors for every place.

@@ -65,8 +65,12 @@ class PolicyNode(BodyNode):
         declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
         declare(self, "threads", 0, "CPU threads of the model; 0 means one less than there are CPUs", 0, 1024)
         declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
-        backends = "eager, engine (fixed shapes) or onnx; auto: onnx for an exported folder, else eager"
-        declare(self, "backend", "auto", backends)
+        declare(
+            self,
+            "backend",
+            "auto",
+            "eager, engine (fixed shapes) or onnx; auto: onnx for an exported folder, else eager",
+        )
         declare(self, "handover", "", "As of the executor: with rtc each chunk continues the one before")
         declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)
         declare(
@@ -128,6 +132,10 @@ class PolicyNode(BodyNode):
         if (self.value("handover") or embodiment.motion.mode) == "rtc":
             from qwen_vla_ros.motion.outlook import Outlook  # ruckig
 
+            if self._policy.info.details.get("engine") == "onnxruntime":
+                raise ConfigurationError(
+                    "handover rtc: backend onnx cannot continue a plan; take backend eager, or another mode"
+                )
             self._outlook = Outlook(embodiment)
         # Loading took time in which cameras could appear; one look is the least.
         self._find_cameras(embodiment, began + self.value("camera_timeout"))
