@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 NODES = ("policy", "executor", "visualizer", "sim")
@@ -50,12 +51,16 @@ def declared(module: Path, where: str | None = None) -> Iterator[Parameter]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "declare"
     ]
     for call in sorted(calls, key=lambda call: call.lineno):
-        # Constant expressions such as 2**31 - 1 only: a name in one is an error here.
-        name, default, text, *bounds = (
-            eval(compile(ast.Expression(argument), str(module), "eval"), {"__builtins__": {}})
-            for argument in call.args[1:]
-        )
+        name, default, text, *bounds = (_value(argument, tree, module) for argument in call.args[1:])
         yield Parameter(name, default, text, tuple(bounds) if bounds else None)
+
+
+def _value(expression: ast.expr, tree: ast.AST, module: Path) -> Any:
+    """Of a constant expression such as 2**31 - 1, or of a name that is given one in `tree`."""
+    if isinstance(expression, ast.Name):
+        given = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and len(n.targets) == 1]
+        expression = next(n.value for n in given if getattr(n.targets[0], "id", "") == expression.id)
+    return eval(compile(ast.Expression(expression), str(module), "eval"), {"__builtins__": {}})
 
 
 def reference() -> str:
