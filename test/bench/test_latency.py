@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qwen-vla bench` measures what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from qwen_vla_ros.bench import _latency as latency
+from qwen_vla_ros.cli import app
+
+
+def test_one_thing_changes_at_a_time() -> None:
+    found = latency.settings([1, 2], [16, 32], [1, 10])
+    assert found[0] == latency.Setting()
+    assert len(found) == len(set(found)) == 5
+    for setting in found:
+        assert sum(a != b for a, b in zip(vars(setting).values(), vars(found[0]).values(), strict=True)) <= 1
+
+
+def test_presets_have_the_sizes_that_they_say() -> None:
+    config, processor = latency.configuration("paper", 50)
+    assert config.action_expert.horizon == 50
+    assert config.backbone.text_config.num_hidden_layers == 32
+    assert processor.config.image_size == (224, 224)
+    assert config.backbone.image_token_id == processor.image_id
+
+
+def test_writes_figures_and_a_table(tmp_path) -> None:
+    out = tmp_path / "latency"
+    options = ["bench", "--views", "1", "--horizon", "", "--steps", "1", "--runs", "1", "--out", str(out)]
+    told = CliRunner().invoke(app, options)
+    assert told.exit_code == 0, told.output
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert [row["setting"]["steps"] for row in found["rows"]] == [4, 4, 1]
+    for row in found["rows"]:
+        # Two float32 forward passes of the same weights and noise.
+        assert row["difference"] <= 2e-5
+        assert row["gflop"] > 0.05
+        assert row["roofline"] > 0
+        assert row["chunk"][0] > row["stages"]["preprocess"][0] > 0
+    full, one_step = found["rows"][0], found["rows"][2]
+    assert full["gflop"] > 1.5 * one_step["gflop"]
+    assert out.with_suffix(".md").read_text().count("\n| ") >= 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [(("--device", "cuda"), "CUDA"), (("--preset", "huge"), "huge"), (("--views", "4"), "4")],
+)
+def test_bad_options(option: tuple[str, str], text: str) -> None:
+    told = CliRunner().invoke(app, ["bench", *option])
+    assert told.exit_code == 2
+    assert text in told.output
