@@ -44,6 +44,7 @@ demo: setup
 
 test: setup
 	@tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml $(TESTS)
+	@tools/with_ros coverage report --format=total | sed 's/.*/coverage: & %/'
 
 lint: setup
 	@$(bin)/ruff format --check .

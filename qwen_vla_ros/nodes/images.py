@@ -24,6 +24,9 @@ RAW_ENCODINGS = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
 
 _bridge = CvBridge()
 
+# An image of a camera is too small to share among cores: waiting for a busy one costs more than it saves.
+cv2.setNumThreads(1)
+
 
 class ImageError(ValueError):
     """An image that cannot be used; the text says what was found and what was expected."""

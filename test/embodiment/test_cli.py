@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import re
-import resource
 import subprocess
 import sys
 import types
@@ -215,19 +214,6 @@ def test_a_missing_module_is_named(module, advice, monkeypatch):
 def test_a_module_of_ours_that_is_missing_is_not_hidden(monkeypatch):
     monkeypatch.setattr(cli, "COMMANDS", (("one", "qwen_vla_ros.no_such_room:command", "One."),))
     assert isinstance(CliRunner().invoke(cli.app, ["one"]).exception, ModuleNotFoundError)
-
-
-def test_starts_in_under_a_second():
-    # Time on the processor, least of three: what other processes do meanwhile does not count.
-    used = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert process("embodiment", "list").returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if used[-1] < 1.0:
-            return
-    raise AssertionError(used)
 
 
 def test_validate_against_a_urdf(tmp_path):

@@ -41,7 +41,7 @@ class Double:
             elif self._mode == "raises":
                 raise ZeroDivisionError("a defect of the model")
             elif self._mode == "hangs":
-                threading.Event().wait(20.0)
+                threading.Event().wait(12.0)
         return chunk
 
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import signal
 
 import pytest
+import yaml
 
 from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.embodiment.registry import embodiment_file
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
@@ -143,18 +145,17 @@ def test_asked_to_end_during_a_task_it_stops_the_robot_first(robot, number):
     assert watch.last_motion(asked) - asked < 0.6
 
 
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        ("google_robot", "kind eef_delta needs `ik`"),
-        ("no_such_robot", "no_such_robot"),
-    ],
-)
-def test_refuses_to_configure_and_says_why(stack, body, text):
-    executor = stack.run_executor(body, use_sim_time=False)
-    executor.wait_for_output(r"configure failed: .*" + text)
-    assert "[ERROR]" in executor.output
-    assert executor.returncode is None
+def test_refuses_to_configure_and_says_why(stack, tmp_path):
+    body = yaml.safe_load(embodiment_file("widowx").read_text())
+    group = next(group for group in body["actions"] if group["kind"] == "eef_delta")
+    del group["ik"]
+    path = tmp_path / "widowx.yaml"
+    path.write_text(yaml.safe_dump(body))
+    for name, text in ((str(path), "expected `ik` with the joints"), ("no_such_robot", "no_such_robot")):
+        executor = stack.run_executor(name, use_sim_time=False)
+        executor.wait_for_output(r"(?s)configure failed: .*" + text)
+        assert "[ERROR]" in executor.output
+        assert executor.returncode is None
 
 
 def test_lifecycle_manager_configures_and_an_inactive_executor_refuses(stack):
