@@ -42,7 +42,7 @@ def test_runs_to_the_time_limit_within_limits_from_where_the_robot_is(panda):
     limits = PANDA.actions[0].limits
 
     def resting() -> bool:
-        # A ramp of jerk j ends with a last step of j * period^3 / 6 at most; one command may be lost on its way.
+        # A ramp of jerk j ends with a last step of j * period^3 / 6 at most; a command may be lost.
         last, before = (np.array(commands[-k].points[0].positions) for k in (1, 2))
         return bool((np.abs(last - before) <= limits.jerk * 0.02**3 / 6 + 1e-6).all())
 
