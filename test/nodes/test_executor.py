@@ -42,9 +42,9 @@ def test_runs_to_the_time_limit_within_limits_from_where_the_robot_is(panda):
     limits = PANDA.actions[0].limits
 
     def resting() -> bool:
-        # A ramp of jerk j ends with a last step of j * period^3 / 6 at most; a command may be lost.
+        # A ramp of jerk j ends with a last step of j * period^3 / 6 at most; it may still be on its way.
         last, before = (np.array(commands[-k].points[0].positions) for k in (1, 2))
-        return bool((np.abs(last - before) <= limits.jerk * 0.02**3 / 6 + 1e-6).all())
+        return bool((np.abs(last - before) <= limits.jerk * 0.01**3 / 6 + 1e-6).all())
 
     panda.wait_for(resting, 5.0, "the last command of the ramp")
     rows = np.array([message.points[0].positions for message in commands])

@@ -57,17 +57,17 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_thirty_steps_lower_every_loss(trainer, tmp_path):
-    run = trainer(tmp_path)
+def test_sixty_steps_lower_every_loss(trainer, tmp_path):
+    run = trainer(tmp_path, steps=60)
     run.run()
     lines = metrics(tmp_path)
-    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert [line["step"] for line in lines] == list(range(1, 61))
     assert "franka_panda/flow" not in lines[3]
     for name in BODIES:
         for loss, first in (("tokens", 0), ("action", 0), ("flow", 4)):
             before = sum(line[f"{name}/{loss}"] for line in lines[first : first + 4])
             after = sum(line[f"{name}/{loss}"] for line in lines[-4:])
-            assert after < (0.98 if loss == "flow" else 0.95) * before, (name, loss)
+            assert after < 0.95 * before, (name, loss)
 
 
 def test_resumed_run_is_the_same_run(trainer, tmp_path):
