@@ -284,9 +284,11 @@ class ExecutorNode(BodyNode):
 
     @property
     def busy(self) -> bool:
-        # A result that was decided needs a few turns of the loop to reach the client.
+        if not self.active:
+            return False
         moving = self._task is not None or not (self._follower.resting or self._state == State.STATE_FAULT)
-        return self.active and (moving or time.monotonic() < self._ended + RESULT_PATIENCE)
+        # A result that was decided needs a few turns of the loop to reach the client.
+        return moving or time.monotonic() < self._ended + RESULT_PATIENCE
 
     def prepare_end(self) -> None:
         if self.active:

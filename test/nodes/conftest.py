@@ -18,9 +18,9 @@ _names = itertools.count()
 class Task:
     """A goal that was sent."""
 
-    def __init__(self, handle: Any, feedback: list, wait_for: Any):
+    def __init__(self, handle: Any, future: Any, feedback: list, wait_for: Any):
         self.handle, self.feedback = handle, feedback
-        self._future = handle.get_result_async()
+        self._future = future
         self._wait_for = wait_for
 
     @property
@@ -68,13 +68,21 @@ class Stack:
             (ActionChunk, "action_chunk", qos.RELIABLE, self.chunks),
         ):
             node.create_subscription(kind, self.name(topic), seen.append, profile)
-        # Made by the spinning thread: rclpy shows an action client to its executor before it is complete.
-        made = node.executor.create_task(lambda: ActionClient(node, ExecuteTask, self.name("execute_task")))
-        wait_for(made.done, 10.0, "the action client")
-        self._client = made.result()
+        # rclpy shows an action client to its executor before it is complete.
+        self._client = self.spinning(lambda: ActionClient(node, ExecuteTask, self.name("execute_task")))
 
     def name(self, topic: str) -> str:
         return f"{self.namespace}/{topic}"
+
+    def spinning(self, function: Any) -> Any:
+        """Call a function in the thread that spins the node; its result.
+
+        A request goes out from there: rclpy's clients drop an answer that comes before they have noted
+        what they sent.
+        """
+        task = self.node.executor.create_task(function)
+        self.wait_for(task.done, 10.0, "the spinning thread")
+        return task.result()
 
     def start(
         self, executable: Any, arguments=(), remap: dict[str, str] | None = None, **parameters: Any
@@ -115,19 +123,31 @@ class Stack:
 
         feedback: list = []
         goal = ExecuteTask.Goal(instruction=instruction, time_limit=time_limit)
+        handle = self._ask(
+            lambda: self._client.send_goal_async(goal, lambda said: feedback.append(said.feedback)),
+            "the answer to the goal",
+        )
+        assert handle.accepted
+        return Task(handle, self.spinning(handle.get_result_async), feedback, self.wait_for)
+
+    def call(self, kind: Any, service: str, request: Any) -> Any:
+        """The answer of a service, by its relative name."""
+        client = self.spinning(lambda: self.node.create_client(kind, self.name(service)))
+        self.wait_for(client.service_is_ready, 40.0, client.srv_name)
+        return self._ask(lambda: client.call_async(request), f"the answer of {client.srv_name}")
+
+    def _ask(self, send: Any, what: str) -> Any:
         sent, future = 0.0, None
 
         def answered() -> bool:
             # rmw_fastrtps may answer a first request before it has discovered who hears the answer.
             nonlocal sent, future
             if future is None or (not future.done() and time.monotonic() - sent > 3.0):
-                sent = time.monotonic()
-                future = self._client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
+                sent, future = time.monotonic(), self.spinning(send)
             return future.done()
 
-        self.wait_for(answered, 20.0, "the answer to the goal")
-        assert future.result().accepted
-        return Task(future.result(), feedback, self.wait_for)
+        self.wait_for(answered, 20.0, what)
+        return future.result()
 
     def change_policy(self, mode: str) -> Any:
         """End the fake policy and start one of another mode."""
@@ -167,30 +187,84 @@ class Stack:
     def watch(self) -> Watch:
         return Watch(self)
 
+    def commands(self, topic: str) -> Commands:
+        return Commands(self, topic)
+
     def relay(self, kind: type, source: str, target: str, change=lambda message: message) -> Relay:
         """Pass messages on, changed; the robot's parts are started with their names remapped to `target`."""
         return Relay(self.node, kind, self.name(source), self.name(target), change)
 
 
 class Relay:
-    """Passes messages on. Set `change` to alter them; None stops them."""
+    """Passes messages on. Set `change` to alter them; None stops them.
+
+    Attributes:
+        passed: Messages since the last change.
+    """
 
     def __init__(self, node: Any, kind: type, source: str, target: str, change: Any):
         from qwen_vla_ros.nodes import qos
 
-        self.change = change
+        self.passed = 0
+        self._change = change
         self._node = node
         self._publisher = node.create_publisher(kind, target, qos.RELIABLE)
         self.subscription = node.create_subscription(kind, source, self._pass, qos.SENSOR)
 
+    @property
+    def change(self) -> Any:
+        return self._change
+
+    @change.setter
+    def change(self, value: Any) -> None:
+        self._change, self.passed = value, 0
+
     def _pass(self, message: Any) -> None:
-        changed = self.change(message) if self.change is not None else None
+        changed = self._change(message) if self._change is not None else None
         if changed is not None:
             self._publisher.publish(changed)
+            self.passed += 1
 
     def leave(self) -> None:
         """Stop subscribing."""
         self._node.destroy_subscription(self.subscription)
+
+
+class Commands:
+    """What a controller of joints is told, in order.
+
+    The writer keeps the newest command only, so some may be missing: `periods` counts them.
+
+    Attributes:
+        messages: As they came.
+    """
+
+    def __init__(self, stack: Stack, topic: str):
+        from trajectory_msgs.msg import JointTrajectory
+
+        from qwen_vla_ros.nodes import qos
+
+        self.messages: list = []
+        self._sequence: list[int] = []
+        stack.node.create_subscription(JointTrajectory, stack.name(topic), self._keep, qos.RELIABLE)
+
+    def _keep(self, message: Any, info: Any) -> None:
+        self._sequence.append(info["publication_sequence_number"])
+        self.messages.append(message)
+
+    @property
+    def rows(self) -> Any:
+        """Positions. Shape (n, joints)."""
+        import numpy as np
+
+        return np.array([message.points[0].positions for message in self.messages])
+
+    @property
+    def periods(self) -> Any:
+        """Command periods from each row to the next. Shape (n - 1,)."""
+        import numpy as np
+
+        return np.diff(self._sequence[: len(self.messages)])
 
 
 class Watch:

@@ -164,17 +164,10 @@ def test_lifecycle_manager_configures_and_an_inactive_executor_refuses(stack):
     from lifecycle_msgs.srv import ChangeState, GetState
 
     stack.run_executor(autostart=False, use_sim_time=False)
-    change = stack.node.create_client(ChangeState, stack.name("executor/change_state"))
-    get = stack.node.create_client(GetState, stack.name("executor/get_state"))
-
-    def call(client, request):
-        stack.wait_for(client.service_is_ready, 20.0, client.srv_name)
-        future = client.call_async(request)
-        stack.wait_for(future.done, 10.0, client.srv_name)
-        return future.result()
 
     def transition(number: int) -> bool:
-        return call(change, ChangeState.Request(transition=Transition(id=number))).success
+        request = ChangeState.Request(transition=Transition(id=number))
+        return stack.call(ChangeState, "executor/change_state", request).success
 
     assert transition(Transition.TRANSITION_CONFIGURE)
     stack.wait_for(stack._client.server_is_ready, 10.0, "the action")
@@ -185,4 +178,5 @@ def test_lifecycle_manager_configures_and_an_inactive_executor_refuses(stack):
     assert transition(Transition.TRANSITION_DEACTIVATE)
     assert transition(Transition.TRANSITION_CLEANUP)
     assert transition(Transition.TRANSITION_CONFIGURE)
-    assert call(get, GetState.Request()).current_state.id == LifecycleState.PRIMARY_STATE_INACTIVE
+    state = stack.call(GetState, "executor/get_state", GetState.Request()).current_state
+    assert state.id == LifecycleState.PRIMARY_STATE_INACTIVE

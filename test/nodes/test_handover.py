@@ -45,3 +45,5 @@ def test_an_unknown_hand_over_is_refused(stack):
     executor.wait_for_output(
         r"configure failed: .*mode: found 'jump', expected one of replace, ensemble, rtc"
     )
+    executor.end()
+    assert "Traceback" not in executor.output

@@ -31,11 +31,7 @@ def listen(stack, kind, topic, profile=qos.SENSOR) -> list:
 
 
 def reset(stack, **request):
-    client = stack.node.create_client(ResetWorld, stack.name("reset_world"))
-    stack.wait_for(client.service_is_ready, 40.0, "reset_world")
-    future = client.call_async(ResetWorld.Request(**request))
-    stack.wait_for(future.done, 20.0, "the answer of reset_world")
-    return future.result()
+    return stack.call(ResetWorld, "reset_world", ResetWorld.Request(**request))
 
 
 def test_a_panda_with_its_controllers_and_cameras(stack):

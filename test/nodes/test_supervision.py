@@ -27,14 +27,10 @@ TOPIC = "panda_arm_controller/joint_trajectory"
 
 
 def call(stack, name: str, data: bool | None = None):
-    """Call a service of the executor; again while its first answers go to nobody."""
+    """Call a service of the executor."""
     kind = Trigger if data is None else SetBool
-    client = stack.node.create_client(kind, stack.name(f"executor/{name}"))
-    stack.wait_for(client.service_is_ready, 20.0, client.srv_name)
     request = kind.Request() if data is None else kind.Request(data=data)
-    future = client.call_async(request)
-    stack.wait_for(future.done, 20.0, f"the answer of {client.srv_name}")
-    return future.result()
+    return stack.call(kind, f"executor/{name}", request)
 
 
 class Joints:
