@@ -225,7 +225,12 @@ def _parameter(value: Any) -> str:
 
 
 def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
-    """An rclpy node in a context of its own, spun in a thread; for publishers, subscriptions, clients."""
+    """An rclpy node in a context of its own, spun in a thread; for publishers, subscriptions, clients.
+
+    rclpy's entities are not safe from other threads: one that is destroyed while the executor looks at it
+    ends the spinning, and an answer that overtakes its request is dropped. `create_...` and `destroy_...` of
+    this node therefore run in the spinning thread; `call_in_loop(function)` does the same for a request.
+    """
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
@@ -244,6 +249,21 @@ def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
                 executor.spin_once(timeout_sec=0.1)
 
     thread = threading.Thread(target=spin, name="test_node")
+
+    def call_in_loop(function: Callable[[], Any]) -> Any:
+        if ended.is_set() or threading.current_thread() is thread:
+            return function()
+        task = executor.create_task(function)
+        wait_for(task.done, 10.0, "the spinning thread of the test node")
+        return task.result()
+
+    def moved(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **options: call_in_loop(lambda: method(*arguments, **options))
+
+    node.call_in_loop = call_in_loop
+    for kind in ("subscription", "publisher", "client", "service", "timer"):
+        for name in (f"create_{kind}", f"destroy_{kind}"):
+            setattr(node, name, moved(getattr(node, name)))
     thread.start()
     yield node
     ended.set()

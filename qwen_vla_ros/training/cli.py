@@ -75,7 +75,9 @@ def train(
     embodiment: Annotated[str, typer.Option(help="With --dataset: the robot, a name or a YAML file.")] = "",
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="With --dataset: checkpoint to start from; the shipped one by default."),
+        typer.Option(
+            help="To start from. With --dataset the shipped one by default, with --data fresh weights."
+        ),
     ] = None,
     backbone: Annotated[
         Path | None,
@@ -107,7 +109,7 @@ def train(
         changes = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         trainer: Trainer | Finetuner
         if data is not None:
-            trainer = _trainer(config, data, out, device, changes)
+            trainer = _trainer(config, data, checkpoint, out, device, changes)
         else:
             assert dataset is not None
             trainer = _finetuner(
@@ -121,7 +123,14 @@ def train(
         raise _fail(error) from error
 
 
-def _trainer(config: Path | None, data: Path, out: Path, device: str, changes: dict[str, Any]) -> Trainer:
+def _trainer(
+    config: Path | None,
+    data: Path,
+    checkpoint: Path | None,
+    out: Path,
+    device: str,
+    changes: dict[str, Any],
+) -> Trainer:
     from qwen_vla_ros.training.configuration import load_configuration
     from qwen_vla_ros.training.errors import TrainingError
     from qwen_vla_ros.training.trainer import prepare
@@ -132,7 +141,8 @@ def _trainer(config: Path | None, data: Path, out: Path, device: str, changes: d
         )
     if "batch" in changes:
         raise TrainingError("--batch: with --data, the configuration says how many pictures of each body")
-    return prepare(load_configuration(config).model_copy(update=changes), data, out, device)
+    configuration = load_configuration(config).model_copy(update=changes)
+    return prepare(configuration, data, out, device, checkpoint)
 
 
 def _finetuner(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
 from qwen_vla_ros.model.context import VLMContext
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.presets import build_tiny
@@ -304,13 +305,53 @@ class Trainer:
         saving.forget_metrics(self.folder, self.step)
 
 
-def prepare(configuration: TrainingConfiguration, data: Path, folder: Path, device: str = "auto") -> Trainer:
-    """A trainer of a fresh model on the demonstrations in `data`, one folder per embodiment."""
+def prepare(
+    configuration: TrainingConfiguration,
+    data: Path,
+    folder: Path,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+) -> Trainer:
+    """A trainer on the demonstrations in `data`, one folder per embodiment.
+
+    The model is fresh, or begins with the weights of a checkpoint of the same shapes.
+    """
     model, processor = build_tiny(configuration.seed)
+    if checkpoint is not None:
+        take_weights(model, processor, checkpoint)
     expert = model.config.action_expert
     folders = {name: data / name for name in configuration.batch.images}
     bodies = load_bodies(folders, processor, (expert.horizon, expert.channels), configuration.normalisation)
     return Trainer(configuration, bodies, model, processor, folder, device)
+
+
+def take_weights(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor, checkpoint: Path) -> None:
+    """Copy the weights of a checkpoint of the same shapes; embeddings by token, new tokens stay as they are.
+
+    Raises:
+        TrainingError: The folder is no checkpoint, or a tensor has another shape.
+    """
+    try:
+        loaded = load_checkpoint(checkpoint, dtype=torch.float32)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
+    found, wanted = loaded.model.state_dict(), model.state_dict()
+    embedding = "backbone.model.language_model.embed_tokens.weight"
+    for name, tensor in wanted.items():
+        here = found.get(name)
+        if here is None or (name != embedding and here.shape != tensor.shape):
+            raise TrainingError(
+                f"{checkpoint}: {name}: found {None if here is None else tuple(here.shape)}, expected "
+                f"{tuple(tensor.shape)}; only a checkpoint of the same preset can be started from"
+            )
+        if name != embedding:
+            tensor.copy_(here)
+    rows, known = found[embedding], loaded.processor.tokenizer.get_vocab()
+    if rows.shape[1] != wanted[embedding].shape[1]:
+        raise TrainingError(f"{checkpoint}: {embedding}: found width {rows.shape[1]}")
+    for token, index in processor.tokenizer.get_vocab().items():
+        if token in known:
+            wanted[embedding][index] = rows[known[token]]
 
 
 _Moved = TypeVar("_Moved")

@@ -18,9 +18,9 @@ _names = itertools.count()
 class Task:
     """A goal that was sent."""
 
-    def __init__(self, handle: Any, future: Any, feedback: list, wait_for: Any):
-        self.handle, self.feedback = handle, feedback
-        self._future = future
+    def __init__(self, handle: Any, feedback: list, node: Any, wait_for: Any):
+        self.handle, self.feedback, self._node = handle, feedback, node
+        self._future = node.call_in_loop(handle.get_result_async)
         self._wait_for = wait_for
 
     @property
@@ -37,7 +37,7 @@ class Task:
         return self._future.result().status
 
     def cancel(self) -> None:
-        self.handle.cancel_goal_async()
+        self._node.call_in_loop(self.handle.cancel_goal_async)
 
 
 class Stack:
@@ -69,20 +69,10 @@ class Stack:
         ):
             node.create_subscription(kind, self.name(topic), seen.append, profile)
         # rclpy shows an action client to its executor before it is complete.
-        self._client = self.spinning(lambda: ActionClient(node, ExecuteTask, self.name("execute_task")))
+        self._client = node.call_in_loop(lambda: ActionClient(node, ExecuteTask, self.name("execute_task")))
 
     def name(self, topic: str) -> str:
         return f"{self.namespace}/{topic}"
-
-    def spinning(self, function: Any) -> Any:
-        """Call a function in the thread that spins the node; its result.
-
-        A request goes out from there: rclpy's clients drop an answer that comes before they have noted
-        what they sent.
-        """
-        task = self.node.executor.create_task(function)
-        self.wait_for(task.done, 10.0, "the spinning thread")
-        return task.result()
 
     def start(
         self, executable: Any, arguments=(), remap: dict[str, str] | None = None, **parameters: Any
@@ -128,11 +118,11 @@ class Stack:
             "the answer to the goal",
         )
         assert handle.accepted
-        return Task(handle, self.spinning(handle.get_result_async), feedback, self.wait_for)
+        return Task(handle, feedback, self.node, self.wait_for)
 
     def call(self, kind: Any, service: str, request: Any) -> Any:
         """The answer of a service, by its relative name."""
-        client = self.spinning(lambda: self.node.create_client(kind, self.name(service)))
+        client = self.node.create_client(kind, self.name(service))
         self.wait_for(client.service_is_ready, 40.0, client.srv_name)
         return self._ask(lambda: client.call_async(request), f"the answer of {client.srv_name}")
 
@@ -143,7 +133,7 @@ class Stack:
             # rmw_fastrtps may answer a first request before it has discovered who hears the answer.
             nonlocal sent, future
             if future is None or (not future.done() and time.monotonic() - sent > 3.0):
-                sent, future = time.monotonic(), self.spinning(send)
+                sent, future = time.monotonic(), self.node.call_in_loop(send)
             return future.done()
 
         self.wait_for(answered, 20.0, what)

@@ -98,7 +98,9 @@ def test_what_a_model_does_wrong_ends_the_task_and_is_not_published(robot, mode,
     result = robot.send(time_limit=60.0).result()
     assert result.code == Result.MODEL_FAULT
     assert text in result.message
-    assert result.chunks == len(robot.chunks) == 2
+    # Two good chunks were published; word of the fault may overtake them.
+    robot.wait_for(lambda: len(robot.chunks) == 2, 20.0, "the chunks before the fault")
+    assert result.chunks <= 2
 
 
 def test_heartbeat_goes_on_while_the_model_hangs(robot):
