@@ -2,7 +2,7 @@
 """What does not fit together: an embodiment with itself, with a checkpoint, with a URDF.
 
 A check takes a `Subject` and yields `Finding`s; it says nothing about what the subject does not have.
-`STATIC` holds those that need no robot; checks of a running system are functions of the same kind.
+`STATIC` holds those that need no robot; `live_checkup` has those of a running system.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen_vla_ros.embodiment.checkpoint_facts import CheckpointFacts
 from qwen_vla_ros.embodiment.errors import Fault
+from qwen_vla_ros.embodiment.graph_facts import Graph
 from qwen_vla_ros.embodiment.schema import (
     Array,
     EefDeltaGroup,
@@ -49,6 +50,7 @@ class Finding:
         found, expected: what is there, and what would fit.
         advice: what to do.
         warning: it works, but perhaps not as meant.
+        topic: of the running system, resolved; or empty.
     """
 
     code: str
@@ -57,6 +59,7 @@ class Finding:
     expected: str
     advice: str
     warning: bool = False
+    topic: str = ""
 
     @property
     def field(self) -> str:
@@ -65,6 +68,7 @@ class Finding:
 
     def __str__(self) -> str:
         field = f"{self.field}: " if self.path else ""
+        field += f"{self.topic}: " if self.topic else ""
         return f"{field}found {self.found}, expected {self.expected}; {self.advice} [{self.code}]"
 
 
@@ -80,6 +84,7 @@ class Subject:
     checkpoint: CheckpointFacts | None = None
     urdf: Urdf | None = None
     chains_only: bool = False
+    graph: Graph | None = None
 
 
 Check = Callable[[Subject], Iterable[Finding]]
@@ -92,7 +97,7 @@ def examine(subject: Subject, checks: Iterable[Check] | None = None) -> list[Fin
 
 
 @dataclass(frozen=True)
-class _Joints:
+class Joints:
     """Joints of a group, or those of its inverse kinematics."""
 
     path: Path
@@ -110,7 +115,7 @@ class _Joints:
         return (*self.path, "limits", key, k) if each else (*self.path, "limits", key)
 
 
-def _jointed(embodiment: Embodiment) -> Iterator[tuple[_Joints, Any]]:
+def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
     for g, group in enumerate(embodiment.actions):
         path: Path = ("actions", g)
         if isinstance(group, JointGroup):
@@ -122,7 +127,7 @@ def _jointed(embodiment: Embodiment) -> Iterator[tuple[_Joints, Any]]:
                 closed, opened = group.opening[:, :1], group.opening[:, 1:]
                 position = np.sort(closed + position * (opened - closed), axis=1)
                 velocity = velocity * np.abs(opened - closed)[:, 0]
-            joints = _Joints(
+            joints = Joints(
                 path,
                 group.joints,
                 units,
@@ -137,7 +142,7 @@ def _jointed(embodiment: Embodiment) -> Iterator[tuple[_Joints, Any]]:
         elif isinstance(group, EefDeltaGroup) and group.ik is not None:
             chain = group.ik
             place: Path = (*path, "ik")
-            joints = _Joints(
+            joints = Joints(
                 place,
                 chain.joints,
                 ("rad",) * len(chain.joints),
@@ -154,7 +159,7 @@ def _jointed(embodiment: Embodiment) -> Iterator[tuple[_Joints, Any]]:
 
 def units_of_limits(subject: Subject) -> Iterator[Finding]:
     """Limits that look like degrees or millimetres."""
-    for joints, field in _jointed(subject.embodiment):
+    for joints, field in jointed(subject.embodiment):
         if not joints.own:
             continue
         for k, (low, high) in enumerate(joints.position):
@@ -411,7 +416,7 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
         return
     renamed = {name for names in subject.embodiment.state.joint_names.values() for name in names}
     movable = [joint.name for joint in urdf.joints.values() if joint.moves]
-    for joints, _ in _jointed(subject.embodiment):
+    for joints, _ in jointed(subject.embodiment):
         for k, name in enumerate(joints.names):
             joint, path = urdf.joints.get(name), joints.named[k]
             if joint is None and subject.chains_only and "ik" not in joints.path:
@@ -463,7 +468,7 @@ def urdf_limits(subject: Subject) -> Iterator[Finding]:
     urdf = subject.urdf
     if urdf is None:
         return
-    for joints, field in _jointed(subject.embodiment):
+    for joints, field in jointed(subject.embodiment):
         for k, name in enumerate(joints.names):
             joint = urdf.joints.get(name)
             if joint is None or not joint.moves or not joints.comparable:
@@ -485,7 +490,7 @@ def urdf_limits(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-def _position(joint: UrdfJoint, joints: _Joints, k: int, path: Path) -> Iterator[Finding]:
+def _position(joint: UrdfJoint, joints: Joints, k: int, path: Path) -> Iterator[Finding]:
     low, high = joints.position[k]
     shown = f"[{low:g}, {high:g}] {joint.unit} for {joint.name}"
     if joint.lower is None or joint.upper is None:
@@ -548,8 +553,9 @@ def urdf_frames(subject: Subject) -> Iterator[Finding]:
                     f"{name!r}, which {urdf.source} does not have",
                     f"a link such as {close[0]!r}" if close else f"a link such as {urdf.root!r}",
                     "write the name of a link of the URDF",
-                    # A base's frame may come from the odometry alone.
-                    warning=not isinstance(group, EefDeltaGroup),
+                    # A base's frame may come from the odometry alone; `ik` may name a URDF of its own.
+                    warning=not isinstance(group, EefDeltaGroup)
+                    or (group.ik is not None and group.ik.urdf not in (None, urdf.source)),
                 )
         if isinstance(group, EefDeltaGroup) and group.ik is not None and group.tip in urdf.links:
             chain = [joint.name for joint in urdf.chain_to(group.tip)]

@@ -51,6 +51,7 @@ class Source:
                 "warning": finding.warning,
                 "line": self._document.line_of(finding.path),
                 "field": finding.field,
+                "topic": finding.topic,
                 "found": finding.found,
                 "expected": finding.expected,
                 "advice": finding.advice,

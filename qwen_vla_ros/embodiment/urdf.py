@@ -93,6 +93,12 @@ def read_urdf(file: str | os.PathLike[str]) -> Urdf:
         content = path.read_bytes()
     except OSError as error:
         raise UrdfError(f"{path}: cannot be read ({error.strerror}); give the path of a URDF file") from error
+    return parse_urdf(content, path)
+
+
+def parse_urdf(content: bytes, source: str | os.PathLike[str]) -> Urdf:
+    """As `read_urdf`, of what a file or a topic held; source: for messages."""
+    path = Path(source)
     if len(content) > MAX_BYTES:
         raise UrdfError(f"{path}: {len(content)} bytes, expected at most {MAX_BYTES}")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
