@@ -13,6 +13,9 @@ _Episodes = Annotated[int, typer.Option(min=1, max=1000, help="Episodes per body
 _Seed = Annotated[int, typer.Option(min=0, help="Seed of the first episode.")]
 _Checkpoint = Annotated[str, typer.Option(help="Checkpoint folder; the shipped one by default.")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+_Backend = Annotated[
+    str, typer.Option(help="auto (onnx on a CPU), eager, engine, or onnx for what `qwen-vla export` wrote.")
+]
 _Out = Annotated[Path, typer.Option(help="Folder for pictures, figures and logs.")]
 
 
@@ -25,12 +28,13 @@ def demo(
     seed: _Seed = 0,
     checkpoint: _Checkpoint = "",
     device: _Device = "cpu",
+    backend: _Backend = "auto",
     out: _Out = Path("out/demo"),
 ) -> None:
     """Run the simulated bodies one after another with the same weights, and draw what happened."""
     from qwen_vla_ros.demo.run import BODIES
 
-    _run(tuple(embodiment or BODIES), task, episodes, seed, checkpoint, device, out)
+    _run(tuple(embodiment or BODIES), task, episodes, seed, checkpoint, device, backend, out)
 
 
 def run(
@@ -40,20 +44,28 @@ def run(
     seed: _Seed = 0,
     checkpoint: _Checkpoint = "",
     device: _Device = "cpu",
+    backend: _Backend = "auto",
     out: _Out = Path("out/run"),
 ) -> None:
     """Run one simulated body."""
-    _run((embodiment,), task, episodes, seed, checkpoint, device, out)
+    _run((embodiment,), task, episodes, seed, checkpoint, device, backend, out)
 
 
 def _run(
-    bodies: tuple[str, ...], task: str, episodes: int, seed: int, checkpoint: str, device: str, out: Path
+    bodies: tuple[str, ...],
+    task: str,
+    episodes: int,
+    seed: int,
+    checkpoint: str,
+    device: str,
+    backend: str,
+    out: Path,
 ) -> None:
     from rich.console import Console
 
     from qwen_vla_ros.demo.run import DemoOptions, run_demo
 
-    options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, out)
+    options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, backend, out)
     if not run_demo(options, Console(soft_wrap=True, markup=False, highlight=False)):
         raise typer.Exit(1)
 
