@@ -554,9 +554,9 @@ def json_schema() -> dict[str, Any]:
 class Stop(Record):
     """When the executor stops the robot."""
 
-    heartbeat_timeout: Annotated[Positive, Field(description="Silence of the policy before a stop [s]")] = (
-        0.15
-    )
+    heartbeat_timeout: Annotated[
+        Positive, Field(description="Silence of a policy whose process lives, before a stop [s]")
+    ] = 0.5
     chunk_max_age: Annotated[
         Positive, Field(description="Age of the observation at which a chunk is refused when it arrives [s]")
     ] = 1.0
@@ -574,10 +574,43 @@ class Motion(Record):
     ] = 0.1
 
 
-class Simulation(Record):
-    """Body that stands for the robot in `qwen_vla_ros.sim`."""
+class SimulatedCamera(Record):
+    """Where a view is seen from, in a simulation made from a model."""
 
-    body: Identifier
+    position: Annotated[
+        tuple[Number, ...], Field(min_length=3, max_length=3, description="In `link`, or in the world [m]")
+    ]
+    target: Annotated[
+        tuple[Number, ...], Field(min_length=3, max_length=3, description="What it looks at, likewise [m]")
+    ]
+    fov: Annotated[Number, Field(ge=1.0, le=170.0, description="Vertical field of view [deg]")] = 60.0
+    link: Annotated[Frame | None, Field(description="Link that carries it; none: it stands still")] = None
+
+
+class Simulation(Record):
+    """What stands for the robot in `qwen_vla_ros.sim`: one of its bodies, or a model."""
+
+    body: Annotated[
+        Identifier | None, Field(description="A body of the simulation, with tasks: panda, aloha, ...")
+    ] = None
+    model: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=512,
+            description="URDF or MJCF file, relative to this one; with `package` relative to site-packages",
+        ),
+    ] = None
+    package: Annotated[
+        str | None, Field(min_length=1, max_length=128, description="What pip installs to bring `model`")
+    ] = None
+    joints: Annotated[
+        dict[JointName, Annotated[str, Field(min_length=1, max_length=128)]],
+        Field(description="Name in the model of a joint that has another there"),
+    ] = {}
+    cameras: Annotated[
+        dict[Identifier, SimulatedCamera], Field(description="Places of views; a guess where none is given")
+    ] = {}
 
 
 class Embodiment(Record):

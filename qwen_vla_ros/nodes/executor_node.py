@@ -15,6 +15,12 @@ from nav_msgs.msg import Odometry
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import (
+    QoSLivelinessChangedInfo,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
+)
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 
@@ -24,6 +30,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, Motion
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
+from .configuration_checkup import check_executor
 from .controllers import UnsupportedController, Writer, make_writer
 from .diagnostics import Diagnostics, Health
 from .executor_health import ExecutorHealth
@@ -159,6 +166,7 @@ class ExecutorNode(BodyNode):
                 self._writers[group.name] = make_writer(self, group, self._follower.period)
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        check_executor(self, embodiment, self.value("dry_run"))
         self._take_priority(self.value("realtime_priority"))
         self._dry_run = self.value("dry_run")
         self._watchdog = Watchdog(
@@ -203,9 +211,7 @@ class ExecutorNode(BodyNode):
         self._entities.append(
             self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         )
-        self._entities.append(
-            self.create_subscription(PolicyStatus, "policy_status", self._watchdog.hear_policy, qos.RELIABLE)
-        )
+        self._entities.append(self._listen_to_policy())
         self._server = ActionServer(
             self,
             ExecuteTask,
@@ -297,6 +303,27 @@ class ExecutorNode(BodyNode):
 
     # What is heard
 
+    def _listen_to_policy(self) -> Subscription:
+        listen = partial(
+            self.create_subscription,
+            PolicyStatus,
+            "policy_status",
+            self._watchdog.hear_policy,
+            qos.HEARTBEAT_WATCHED,
+        )
+
+        def on_liveliness(event: QoSLivelinessChangedInfo) -> None:
+            self._watchdog.heartbeat.count(event.alive_count)
+
+        try:
+            return listen(event_callbacks=SubscriptionEventCallbacks(liveliness=on_liveliness))
+        except UnsupportedEventTypeError:
+            self.get_logger().info(
+                "this middleware does not tell when a publisher dies: a dead policy is noticed after "
+                f"{self.embodiment.stop.heartbeat_timeout} s without heartbeat"
+            )
+            return listen()
+
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose
         value = [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
@@ -355,6 +382,7 @@ class ExecutorNode(BodyNode):
     def _tick(self) -> None:
         now = self.now
         self._health.tick()
+        self._watchdog.heartbeat.look()
         task = self._task
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
@@ -410,7 +438,7 @@ class ExecutorNode(BodyNode):
             self._rested_at = now
 
     def _find_trouble(self, task: ActiveTask, now: float) -> Trouble | None:
-        return self._watchdog.find(task.task_id, task.ready, task.chunks, now)
+        return self._watchdog.find(task.task_id, task.chunks, now)
 
     def _wait(self, task: ActiveTask, now: float) -> None:
         """At rest at the start of a task: move with the first usable chunk."""

@@ -24,6 +24,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 from qwen_vla_ros.policy import Continuation, Observation, ObservationError, PolicyError, load_policy
 
 from . import qos
+from .configuration_checkup import check_policy
 from .diagnostics import ERROR, Diagnostics, Health, Window
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode
@@ -139,8 +140,9 @@ class PolicyNode(BodyNode):
             self._outlook = Outlook(embodiment)
         # Loading took time in which cameras could appear; one look is the least.
         self._find_cameras(embodiment, began + self.value("camera_timeout"))
+        check_policy(self, embodiment, self._policy.info.checkpoint)
         self._chunk_publisher = self.create_lifecycle_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
-        self._status_publisher = self.create_lifecycle_publisher(PolicyStatus, "policy_status", qos.RELIABLE)
+        self._status_publisher = self.create_lifecycle_publisher(PolicyStatus, "policy_status", qos.HEARTBEAT)
         info = self._policy.info
         self.get_logger().info(
             f"{info.checkpoint}: {info.parameters / 1e6:.1f} M parameters on {info.device}"

@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+
+# Without a sign of life for that long a policy counts as dead [s].
+LEASE = 0.1
 
 
-def _profile(depth: int, reliable: bool, latched: bool = False) -> QoSProfile:
+def _profile(depth: int, reliable: bool, latched: bool = False, lease: float = 0.0) -> QoSProfile:
+    alive = (
+        {"liveliness": LivelinessPolicy.AUTOMATIC, "liveliness_lease_duration": Duration(seconds=lease)}
+        if lease
+        else {}
+    )
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         depth=depth,
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        **alive,
     )
 
 
@@ -19,9 +29,13 @@ def _profile(depth: int, reliable: bool, latched: bool = False) -> QoSProfile:
 IMAGE = _profile(1, reliable=False)
 # Joint states and odometry: a few, so that a burst is not lost.
 SENSOR = _profile(5, reliable=False)
-# Chunks, heartbeats, camera_info.
+# Chunks, camera_info; heartbeats, for those who only look.
 RELIABLE = _profile(10, reliable=True)
 # What a late joiner must know: the task and the executor's state.
 LATCHED = _profile(1, reliable=True, latched=True)
 # The newest command is the only one that counts; controllers of ros2_control subscribe reliably.
 COMMAND = _profile(1, reliable=True)
+# The heartbeat of the policy. rmw_fastrtps gives a sign of life after 2/3 of the lease that is offered, from
+# a thread of its own: some of them may be late before the lease that is requested has passed.
+HEARTBEAT = _profile(10, reliable=True, lease=0.3 * LEASE)
+HEARTBEAT_WATCHED = _profile(10, reliable=True, lease=LEASE)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from qwen_vla_ros.motion.follower import Command, Follower, JointCommand
 from qwen_vla_ros.msg import PolicyStatus
 
 from .controllers import Writer
+from .heartbeat import Heartbeat
 from .lifecycle import seconds
 
 Result = ExecuteTask.Result
@@ -49,7 +49,8 @@ class Watchdog:
         max_tracking_error: of a joint, from its command, 0 for any [rad or m].
 
     Attributes:
-        policy: newest heartbeat.
+        heartbeat: of the policy.
+        policy: what the newest one said.
         rivals: who else publishes commands, by topic; empty lists are left out.
     """
 
@@ -65,8 +66,7 @@ class Watchdog:
         self._value: dict[str, float] = {}
         self._stamp: dict[str, float] = {}
         self._joint_trouble: Trouble | None = None
-        self._heartbeat = -math.inf
-        self._late = 0
+        self.heartbeat = Heartbeat(embodiment.stop.heartbeat_timeout)
         self._commanded: dict[str, float] = {}
         self._astray_since = math.nan
         self.policy: PolicyStatus | None = None
@@ -101,7 +101,7 @@ class Watchdog:
             self._follower.joints.add(stamp, [self._value[name] for name in known])
 
     def hear_policy(self, message: PolicyStatus) -> None:
-        self._heartbeat = time.monotonic()
+        self.heartbeat.hear()
         self.policy = message
 
     def note(self, command: Command) -> None:
@@ -123,14 +123,13 @@ class Watchdog:
 
     # What forbids motion
 
-    def find(self, task_id: int, ready: bool, chunks: int, now: float) -> Trouble | None:
+    def find(self, task_id: int, chunks: int, now: float) -> Trouble | None:
         """The first thing that forbids motion in a task.
 
         Args:
-            ready: everything was there before.
             chunks: that were followed in the task.
         """
-        return self._silence(ready) or self.find_in_robot(now) or self._find_in_policy(task_id, chunks)
+        return self._find_silence() or self.find_in_robot(now) or self._find_in_policy(task_id, chunks)
 
     def find_in_robot(self, now: float) -> Trouble | None:
         """The first thing that forbids any motion, with or without a policy."""
@@ -148,20 +147,9 @@ class Watchdog:
             )
         return self._find_in_joints(now) or self._find_in_odometry(now) or self._find_astray(now)
 
-    def _silence(self, ready: bool) -> Trouble | None:
-        # Wall time: a process is alive or not, however fast the simulated clock runs.
-        silent = time.monotonic() - self._heartbeat
-        limit = self._embodiment.stop.heartbeat_timeout
-        # Seen twice: after a stall of this process the first look comes before the heartbeats that wait.
-        self._late = self._late + 1 if silent > limit else 0
-        if self._late < (2 if ready else 1):
-            return None
-        heard = "never" if math.isinf(silent) else f"last {silent:.2f} s ago"
-        return Trouble(
-            Result.POLICY_LOST,
-            f"no heartbeat of the policy (heard {heard}, allowed {limit} s); is its process running?",
-            passing=True,
-        )
+    def _find_silence(self) -> Trouble | None:
+        silence = self.heartbeat.silence
+        return Trouble(Result.POLICY_LOST, silence, passing=True) if silence else None
 
     def _find_in_joints(self, now: float) -> Trouble | None:
         if self._joint_trouble is not None:

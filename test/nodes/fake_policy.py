@@ -33,7 +33,7 @@ class FakePolicy(Node):
         self._task = Task()
         self._sequence = self._chunks = 0
         self._last = 0.0
-        self._status = self.create_publisher(PolicyStatus, "policy_status", qos.RELIABLE)
+        self._status = self.create_publisher(PolicyStatus, "policy_status", qos.HEARTBEAT)
         self._chunk = self.create_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
         self.create_subscription(Task, "task", self._on_task, qos.LATCHED)
         steady = Clock(clock_type=ClockType.STEADY_TIME)

@@ -19,6 +19,7 @@ from qwen_vla_ros.msg import ExecutorStatus
 from std_msgs.msg import String
 
 from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes.lifecycle import seconds
 
 Result = ExecuteTask.Result
 State = ExecutorStatus
@@ -119,25 +120,34 @@ def test_a_topic_and_a_command_start_tasks_and_end_them(panda, spawn):
     assert "nobody serves /nobody/execute_task (waited 0.5 s)" in absent.output
 
 
-def test_killed_policy_stops_the_robot_and_a_restarted_one_goes_on(panda):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_policy_that_dies_or_sleeps_stops_the_robot_and_a_live_one_goes_on(panda, number):
     watch = panda.watch()
     task = panda.running(panda.send(time_limit=60.0))
     panda.wait_for(lambda: watch.rows and watch.rows[-1][1] > 0.1, 20.0, "fast motion")
-    killed = watch.now
-    panda.policy_process.kill()
-    result = task.result()
-    assert result.code == Result.POLICY_LOST
-    assert "no heartbeat of the policy" in result.message
-    assert task.status == GoalStatus.STATUS_ABORTED
-    # 0.15 s of silence and the ramp; 0.1 s for the servos of the simulated robot to settle.
-    ramped = [s for s in panda.executor if s.code == Result.POLICY_LOST]
-    assert ramped[-1].stop_duration < 0.15
-    assert watch.last_motion(killed) - killed < 0.3 + 0.1
+    panda.policy_process.send_signal(number)
+    stopped = panda.wait_state(State.STATE_STOPPED)
+    assert stopped.code == Result.POLICY_LOST
+    assert "nor a sign of life of its process" in stopped.message
+    # By the clock of the robot, from its last sign of life: 0.1 s of silence and the ramp.
+    lost = seconds(panda.policy[-1].header.stamp)
+    assert seconds(stopped.header.stamp) - lost < 0.3
+    panda.wait_for(lambda: watch.now > lost + 0.6, 20.0, "what the robot did")
+    # The servos of the simulated robot settle after the last command.
+    assert watch.last_motion(lost) - lost < 0.3 + 0.1
 
-    panda.change_policy("wave")
-    again = panda.running(panda.send(time_limit=60.0), chunks=1)
-    again.cancel()
-    assert again.result().code == Result.CANCELLED
+    if number == signal.SIGSTOP:
+        before = task.feedback[-1].chunks
+        panda.policy_process.send_signal(signal.SIGCONT)
+        panda.running(task, chunks=before + 1)
+    else:
+        result = task.result()
+        assert result.code == Result.POLICY_LOST
+        assert task.status == GoalStatus.STATUS_ABORTED
+        panda.change_policy("wave")
+        task = panda.running(panda.send(time_limit=60.0), chunks=1)
+    task.cancel()
+    assert task.result().code == Result.CANCELLED
 
 
 @pytest.mark.parametrize(
