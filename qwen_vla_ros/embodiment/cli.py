@@ -61,7 +61,7 @@ def show(name: _Name, as_json: _Json = False) -> None:
         ("chunk", f"{body.horizon} rows of {body.layout.count} channels, {body.execute_steps} followed"),
         ("joint states", ", ".join(body.state.joint_states) or "-"),
         ("odometry", body.state.odometry or "-"),
-        ("simulation", body.simulation.body if body.simulation else "-"),
+        ("simulation", (body.simulation and (body.simulation.body or body.simulation.model)) or "-"),
     ]
     _table((), rows)
     _table(

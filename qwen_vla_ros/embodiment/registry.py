@@ -108,12 +108,16 @@ def parse_content(content: bytes, path: Path) -> Embodiment:
 
 
 def _locate(data: Any, folder: Path) -> None:
-    """Make the paths of URDF files, which are relative to the YAML, absolute."""
+    """Make the paths of models, which are relative to the YAML, absolute."""
     groups = data.get("actions") if isinstance(data, dict) else None
     for group in groups if isinstance(groups, list) else []:
         chain = group.get("ik") if isinstance(group, dict) else None
         if isinstance(chain, dict) and isinstance(chain.get("urdf"), str):
             chain["urdf"] = str(folder.resolve() / chain["urdf"])
+    simulation = data.get("simulation") if isinstance(data, dict) else None
+    model = simulation.get("model") if isinstance(simulation, dict) else None
+    if isinstance(simulation, dict) and isinstance(model, str) and "package" not in simulation:
+        simulation["model"] = str(folder.resolve() / model)
 
 
 def _validate(data: Any) -> tuple[Embodiment | None, list[Fault]]:

@@ -39,6 +39,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
         yield from _normalisation(path, group)
         yield from _threshold(path, group)
     yield from _home(data, groups)
+    yield from _simulation(data, groups)
 
 
 def _list(value: Any) -> list[Any]:
@@ -356,3 +357,25 @@ def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> It
     absent = [joint for joint in ranges if joint not in home]
     if absent:
         yield Fault(("home",), f"no {', '.join(absent)}", "every joint of the groups, or no home at all")
+
+
+def _simulation(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    simulation = _dict(data.get("simulation"))
+    if "body" in simulation:
+        for key in ("model", "package", "joints", "cameras"):
+            if key in simulation:
+                yield Fault(("simulation", key), "`body` as well", "a body, or a model with its settings")
+    elif "package" in simulation and "model" not in simulation:
+        yield Fault(("simulation", "package"), "no `model`", "the file that the package brings")
+    joints = [
+        joint for _, group in groups for joint in _list((_dict(group.get("ik")) or group).get("joints"))
+    ]
+    views = [camera.get("view") for camera in _list(data.get("cameras")) if isinstance(camera, dict)]
+    for key, known in (("joints", joints), ("cameras", views)):
+        for name in _dict(simulation.get(key)):
+            if name not in known:
+                expected = f"one of {', '.join(map(str, known)) or 'none'}"
+                yield Fault(("simulation", key, name), f"no such name in `{_WHERE[key]}`", expected)
+
+
+_WHERE = {"joints": "actions", "cameras": "cameras"}

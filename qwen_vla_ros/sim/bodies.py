@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from qwen_vla_ros.sim import scene
 from qwen_vla_ros.sim.assets import model_path
 from qwen_vla_ros.sim.errors import SimulationError
+
+if TYPE_CHECKING:
+    from qwen_vla_ros.sim.tasks import Task
 
 OBJECTS = ("object_0", "object_1", "object_2")
 PADS = ("pad_0", "pad_1")
@@ -68,6 +72,14 @@ class Base:
 
 
 @dataclass(frozen=True)
+class SlidingBase:
+    """A base that slides and turns as it is told: body, and its joints along x, along y and about z."""
+
+    body: str
+    joints: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
 class Camera:
     """A view: its size (width, height) [px], and whether it is drawn for people or for a policy."""
 
@@ -82,6 +94,8 @@ class Body:
     channels: action channels in the embodiment's order: ROS joint names, or dx, dy, dtheta of a waypoint.
     joints: ROS name to joint, in the order of /joint_states.
     embodiment: the one that the body stands for when it is asked for by its own name.
+    own: tasks of this body alone, by name. home: in place of the embodiment's, as joint states count.
+    notes: what people should know of the model. urdf: its description, in place of one made from the model.
     """
 
     name: str
@@ -91,11 +105,15 @@ class Body:
     tasks: tuple[str, ...]
     embodiment: str
     arms: tuple[Arm, ...] = ()
-    base: Base | None = None
+    base: Base | SlidingBase | None = None
     cameras: Mapping[str, Camera] = field(
         default_factory=lambda: {"ego": Camera((128, 128)), "spectator": Camera((640, 480), spectator=True)}
     )
     jittered: tuple[str, ...] = ("ego",)
+    own: Mapping[str, Task] = field(default_factory=dict)
+    home: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+    urdf: str | None = None
 
 
 def _load(model: str) -> mujoco.MjSpec:

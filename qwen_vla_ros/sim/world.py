@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -12,6 +13,7 @@ import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 from qwen_vla_ros.sim import scene
+from qwen_vla_ros.sim.any_robot import body_from_model
 from qwen_vla_ros.sim.bodies import (
     BODIES,
     CLUTTER,
@@ -23,6 +25,7 @@ from qwen_vla_ros.sim.bodies import (
     Arm,
     Body,
     Camera,
+    SlidingBase,
     get_body,
 )
 from qwen_vla_ros.sim.catalogue import TASKS
@@ -98,23 +101,24 @@ def _as_built(geom: Any) -> Thing:
     return Thing(kind, "", float(geom.size[0]), float(geom.size[1 if kind == "pillar" else 0]))
 
 
-def make_world(embodiment: Embodiment | str, setting: str = EASY) -> World:
+def make_world(embodiment: Embodiment | str, setting: str = EASY, model: str | Path | None = None) -> World:
     """A world for an embodiment: itself, its name, or the name of its body (panda, aloha, tiago, g1).
 
     setting: `easy` (one look, three cubes, balls or pillars) or `full` (docs/simulation.md).
+    model: URDF or MJCF file that stands for the robot, in place of what the embodiment says.
 
-    Raises SimulationError when the embodiment names no body, or joints or views that its body lacks.
+    Raises SimulationError when the embodiment names no body and no model, or joints or views that it lacks.
     """
     if isinstance(embodiment, str):
         embodiment = load_embodiment(BODIES[embodiment]().embodiment if embodiment in BODIES else embodiment)
-    return World(embodiment, setting)
+    return World(embodiment, setting, model)
 
 
 def _body_of(embodiment: Embodiment) -> Body:
     """The body of an embodiment, with cameras of the embodiment's sizes."""
     who = f"embodiment {embodiment.name!r}"
-    if embodiment.simulation is None:
-        raise SimulationError(f"{who} has no simulated body (field simulation.body)")
+    if embodiment.simulation is None or embodiment.simulation.body is None:
+        raise SimulationError(f"{who} has no simulated body (field simulation.body); give a `model`")
     body = get_body(embodiment.simulation.body)
     found = [joint for group in embodiment.actions for joint in getattr(group, "joints", ())]
     expected = list(body.channels) if body.base is None else []
@@ -139,13 +143,21 @@ class World:
     Joints go by their ROS names. Not thread-safe; rendering belongs to one thread, the first that does it.
     """
 
-    def __init__(self, embodiment: Embodiment, setting: str = EASY) -> None:
+    def __init__(self, embodiment: Embodiment, setting: str = EASY, model: str | Path | None = None) -> None:
         if setting not in SETTINGS:
             raise SimulationError(f"setting: found {setting!r}, expected one of {', '.join(SETTINGS)}")
         self.embodiment = embodiment
         self.setting = setting
-        self.body = body = _body_of(embodiment)
-        self.home = {name: float(value) for name, value in embodiment.home.items()}
+        simulation = embodiment.simulation
+        if model or (simulation is not None and simulation.body is None):
+            if setting != EASY:
+                raise SimulationError(f"setting: found {setting!r}; a robot from a model has {EASY!r} alone")
+            self.body = body = body_from_model(embodiment, model)
+        else:
+            self.body = body = _body_of(embodiment)
+        self._tasks = {**TASKS, **body.own}
+        home = embodiment.home if body.home is None else body.home
+        self.home = {name: float(value) for name, value in home.items()}
         spec = body.build(setting)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
@@ -228,7 +240,7 @@ class World:
 
     @property
     def tasks(self) -> list[str]:
-        return [task for task in self.body.tasks if self.setting in TASKS[task].settings]
+        return [task for task in self.body.tasks if self.setting in self._tasks[task].settings]
 
     @property
     def objects(self) -> dict[str, tuple[np.ndarray, str]]:
@@ -285,7 +297,7 @@ class World:
         self._time_before = self.time
         self._debt = 0.0
         mujoco.mj_resetData(self.model, self.data)
-        self._task = TASKS[task]
+        self._task = self._tasks[task]
         self._goal = None
         self._solutions.clear()
         full = self._look is not None
@@ -316,12 +328,12 @@ class World:
             raise SimulationError(
                 f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
             )
-        self._task, self._goals = TASKS[task], None
+        self._task, self._goals = self._tasks[task], None
         self.goal = self.goals()[0]
 
     def all_goals(self) -> list[Goal]:
         """Every goal of every task of the body in the present scene."""
-        return [goal for task in self.tasks for goal in TASKS[task].goals(self)]
+        return [goal for task in self.tasks for goal in self._tasks[task].goals(self)]
 
     def goals(self) -> list[Goal]:
         """Every goal that can be asked for, and reached, in the scene as it was laid out."""
@@ -431,13 +443,19 @@ class World:
             for index, factor in actuators:
                 self.data.ctrl[index] = value * factor
 
-    def set_base_velocity(self, v: float, w: float) -> None:
-        """Wheel speeds for a forward speed v [m/s] and a turning rate w [rad/s]."""
+    def set_base_velocity(self, v: float, w: float, aside: float = 0.0) -> None:
+        """Drive at v forward and `aside` to the left [m/s], turning at w [rad/s]; wheels cannot go aside."""
         base = self.body.base
         if base is None:
             raise SimulationError(f"body {self.body.name!r} does not drive")
-        if not (np.isfinite(v) and np.isfinite(w)):
+        if not (np.isfinite(v) and np.isfinite(w) and np.isfinite(aside)):
             raise SimulationError(f"base velocity is ({v}, {w})")
+        if isinstance(base, SlidingBase):
+            yaw = float(self.data.joint(base.joints[2]).qpos[0])
+            c, s = np.cos(yaw), np.sin(yaw)
+            for joint, speed in zip(base.joints, (c * v - s * aside, s * v + c * aside, w), strict=True):
+                self.data.ctrl[self._actuator_of(joint)] = speed
+            return
         for joint, side in ((base.left, -1.0), (base.right, 1.0)):
             self.data.ctrl[self._actuator_of(joint)] = (v + side * w * base.track / 2) / base.radius
 
@@ -479,9 +497,13 @@ class World:
             x, y, yaw = base_pose
             body = self.model.body(self.body.base.body)
             start = self.model.joint(int(body.jntadr[0])).qposadr[0]
-            self.data.qpos[start : start + 3] = (x, y, 0.0)
-            self.data.qpos[start + 3 : start + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
-            self.data.ctrl[:] = 0.0
+            if isinstance(self.body.base, SlidingBase):
+                self.data.qpos[start : start + 3] = (x, y, yaw)
+                self.set_base_velocity(0.0, 0.0)
+            else:
+                self.data.qpos[start : start + 3] = (x, y, 0.0)
+                self.data.qpos[start + 3 : start + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+                self.data.ctrl[:] = 0.0
         self.data.qvel[:] = 0.0
         mujoco.mj_forward(self.model, self.data)
 
