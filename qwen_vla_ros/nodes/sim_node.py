@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
 from geometry_msgs.msg import TransformStamped, Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from rclpy.action import ActionServer
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -29,11 +30,14 @@ from trajectory_msgs.msg import JointTrajectory
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.msg import WorldStatus
 from qwen_vla_ros.sim import SimulationError, make_world
+from qwen_vla_ros.sim.bodies import SlidingBase
+from qwen_vla_ros.sim.catalogue import TASKS
 from qwen_vla_ros.sim.controllers import (
     ControllerError,
     DiffDriveController,
     ForwardCommandController,
     JointTrajectoryController,
+    SlidingDriveController,
     TrajectoryPoint,
 )
 from qwen_vla_ros.sim.description import urdf_of
@@ -44,13 +48,25 @@ from qwen_vla_ros.srv import ResetWorld
 
 from . import qos
 from .images import rgb_to_encoding, rgb_to_jpeg, rgb_to_png
-from .lifecycle import declare, run
+from .lifecycle import declare, run, seconds
 from .transforms import quaternion_from_euler
 
 try:
     from tf2_msgs.msg import TFMessage
 except ModuleNotFoundError:  # not among the wheels; on an apt ROS 2 it is there
     TFMessage = None
+
+# What controllers take, by type: messages, and actions of control_msgs.
+TOPICS = {
+    "joint_trajectory": JointTrajectory,
+    "forward_command": Float64MultiArray,
+    "joint_state": JointState,
+}
+ACTIONS = {
+    "follow_joint_trajectory": "FollowJointTrajectory",
+    "gripper_command": "GripperCommand",
+    "parallel_gripper_command": "ParallelGripperCommand",
+}
 
 CLOCK_PERIOD = 0.005
 STATE_PERIOD = 0.01
@@ -66,6 +82,15 @@ FORGIVEN = 0.1
 def _stamp(time_s: float) -> TimeMessage:
     nanoseconds = round(time_s * 1e9)
     return TimeMessage(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def _part(message: JointState, places: list[int]) -> JointState:
+    """Some of the joints, without names."""
+    return JointState(
+        header=message.header,
+        position=[message.position[place] for place in places],
+        velocity=[message.velocity[place] for place in places],
+    )
 
 
 @dataclass
@@ -115,6 +140,7 @@ class SimNode(Node):
     def __init__(self):
         super().__init__("sim")
         declare(self, "embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file")
+        declare(self, "model", "", "URDF or MJCF file of the robot; empty for what the embodiment says")
         declare(self, "task", "", "Task of the first episode; empty for the body's first")
         declare(self, "seed", 0, "Seed of the first episode", 0, 2**31 - 1)
         declare(self, "camera_rate", 15.0, "Images per simulated second of every camera [Hz]", 0.5, 200.0)
@@ -130,7 +156,9 @@ class SimNode(Node):
         declare(self, "setting", "easy", "easy or full: how much changes from scene to scene")
         declare(self, "record", "", "Folder for the states of every episode; empty for none")
         self.embodiment = load_embodiment(self.get_parameter("embodiment").value)
-        self._world = make_world(self.embodiment, self.get_parameter("setting").value)
+        self._world = make_world(
+            self.embodiment, self.get_parameter("setting").value, self.get_parameter("model").value or None
+        )
         self.ending = threading.Event()
         self.failed = False
         self._mail: deque[tuple[str, Any]] = deque()
@@ -147,14 +175,16 @@ class SimNode(Node):
         self._recorder = StateRecorder(Path(folder), RECORD_PERIOD) if folder else None
 
         body = self._world.body
+        for note in body.notes:
+            self.get_logger().info(f"model: {note}")
         self._clock_publisher = self.create_publisher(Clock, "/clock", qos.SENSOR)
         self._states = [
-            self.create_publisher(JointState, topic, qos.RELIABLE)
+            (self.create_publisher(JointState, topic, qos.RELIABLE), self._named(topic))
             for topic in self.embodiment.state.joint_states or ("joint_states",)
         ]
         self._status = self.create_publisher(WorldStatus, "world_status", qos.RELIABLE)
         self._description = self.create_publisher(String, "robot_description", qos.LATCHED)
-        self._description.publish(String(data=urdf_of(self._world.model, body)))
+        self._description.publish(String(data=body.urdf or urdf_of(self._world.model, body)))
         self._odometry = None
         if body.base is not None:
             topic = self.embodiment.state.odometry or "odom"
@@ -196,6 +226,12 @@ class SimNode(Node):
 
     # Set-up
 
+    def _named(self, topic: str) -> list[int] | None:
+        """Joints of a topic whose messages name none or have other names, by place; None for all."""
+        names = self.embodiment.state.joint_names.get(topic)
+        known = self._world.joint_names
+        return None if names is None else [known.index(name) for name in names if name in known]
+
     def _make_views(self) -> list[_View]:
         sent = {camera.view: camera for camera in self.embodiment.cameras}
         views = []
@@ -233,41 +269,60 @@ class SimNode(Node):
         self._controllers = {}
         for group in self.embodiment.actions:
             kind = group.controller.type
-            if kind == "joint_trajectory":
-                held = [positions[joint] for joint in group.joints]
+            held = [positions[joint] for joint in getattr(group, "joints", ())]
+            if kind in ("joint_trajectory", "follow_joint_trajectory"):
                 # As a robot is set up whose trajectories come as a stream (docs/nodes.md).
                 self._controllers[group.name] = JointTrajectoryController(
                     group.joints, held, interpolate_from_desired_state=True
                 )
-            elif kind == "forward_command":
-                held = [positions[joint] for joint in group.joints]
+            elif kind in ("forward_command", "joint_state", "gripper_command", "parallel_gripper_command"):
                 self._controllers[group.name] = ForwardCommandController(group.joints, held)
-            elif kind == "diff_drive":
+            elif kind in ("diff_drive", "omni_drive"):
                 base = self._world.body.base
                 limits = group.limits
-                self._controllers[group.name] = DiffDriveController(
-                    base.radius,
-                    base.track,
-                    (limits.linear.velocity, limits.linear.acceleration),
-                    (limits.angular.velocity, limits.angular.acceleration),
-                )
+                linear = limits.linear.velocity, limits.linear.acceleration
+                angular = limits.angular.velocity, limits.angular.acceleration
+                if isinstance(base, SlidingBase):
+                    aside = kind == "omni_drive"
+                    self._controllers[group.name] = SlidingDriveController(linear, angular, aside)
+                else:
+                    self._controllers[group.name] = DiffDriveController(
+                        base.radius, base.track, linear, angular
+                    )
             else:
                 raise SimulationError(f"group {group.name}: no simulated controller of type {kind}")
 
     def _subscribe_controllers(self) -> None:
         for group in self.embodiment.actions:
             kind = group.controller.type
-            if kind == "joint_trajectory":
-                message_type = JointTrajectory
-            elif kind == "forward_command":
-                message_type = Float64MultiArray
-            else:
-                message_type = TwistStamped if group.controller.stamped else Twist
 
             def keep(message: Any, name: str = group.name) -> None:
                 self._mail.append((name, message))
 
+            if kind in ACTIONS:
+                self._serve_action(group, keep)
+                continue
+            message_type = TOPICS.get(kind) or (TwistStamped if group.controller.stamped else Twist)
             self.create_subscription(message_type, group.controller.topic, keep, qos.RELIABLE)
+
+    def _serve_action(self, group: Any, keep: Callable[[Any], None]) -> None:
+        """Goals are taken as commands, and succeed at once: the executor looks at joint states."""
+        name = ACTIONS[group.controller.type]
+        try:
+            from control_msgs import action as actions
+        except ModuleNotFoundError:
+            self.get_logger().warning(
+                f"group {group.name}: no control_msgs here: its {name} action is not served, it holds still"
+            )
+            return
+        kind = getattr(actions, name)
+
+        def execute(goal: Any) -> Any:
+            keep(goal.request)
+            goal.succeed()
+            return kind.Result()
+
+        ActionServer(self, kind, group.controller.topic, execute)
 
     # Episodes
 
@@ -287,7 +342,7 @@ class SimNode(Node):
             instruction = episode.instruction
             if request.instruction:
                 goals = self._world.goals()
-                goal = find_goal(goals, request.instruction)
+                goal = find_goal(goals, request.instruction) if task in TASKS else goals[0]
                 if goal is None:
                     raise SimulationError(
                         f"instruction {request.instruction!r} is not of the scene of seed {request.seed}, "
@@ -360,17 +415,43 @@ class SimNode(Node):
             name, message = self._mail.popleft()
             controller = self._controllers[name]
             try:
-                if isinstance(message, JointTrajectory):
-                    self._follow(controller, message, now)
-                elif isinstance(message, Float64MultiArray):
-                    controller.accept(message.data)
-                elif isinstance(message, TwistStamped):
-                    stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
-                    controller.accept(message.twist.linear.x, message.twist.angular.z, now, stamp)
-                else:
-                    controller.accept(message.linear.x, message.angular.z, now)
+                self._obey(name, controller, message, now)
             except ControllerError as error:
                 self.get_logger().warning(f"controller of {name} refuses: {error}", throttle_duration_sec=1.0)
+
+    def _obey(self, name: str, controller: Any, message: Any, now: float) -> None:
+        message = getattr(message, "trajectory", message)
+        message = getattr(message, "command", message)
+        if isinstance(message, JointTrajectory):
+            message.joint_names = self._ours(name, message.joint_names)
+            self._follow(controller, message, now)
+        elif isinstance(message, Float64MultiArray):
+            controller.accept(message.data)
+        elif isinstance(message, (Twist, TwistStamped)):
+            stamp = None
+            if isinstance(message, TwistStamped):
+                stamp, message = seconds(message.header.stamp), message.twist
+            if isinstance(controller, SlidingDriveController):
+                velocity = (message.linear.x, message.linear.y, message.angular.z)
+                controller.accept(velocity, now, stamp)
+            else:
+                controller.accept(message.linear.x, message.angular.z, now, stamp)
+        elif isinstance(message, JointState):
+            position = dict(zip(self._ours(name, message.name), message.position, strict=False))
+            missing = [joint for joint in controller.joints if joint not in position]
+            if missing:
+                raise ControllerError(f"no position of {', '.join(missing)}")
+            controller.accept([position[joint] for joint in controller.joints])
+        else:  # control_msgs/GripperCommand
+            controller.accept([message.position])
+
+    def _ours(self, group: str, names: Sequence[str]) -> list[str]:
+        """Names of joints of a message as the embodiment has them."""
+        controller = next(part.controller for part in self.embodiment.actions if part.name == group)
+        theirs = getattr(controller, "names", None)
+        if not theirs:
+            return list(names)
+        return [self._controllers[group].joints[theirs.index(n)] if n in theirs else n for n in names]
 
     def _follow(self, controller: JointTrajectoryController, message: JointTrajectory, now: float) -> None:
         positions = dict(zip(self._world.joint_names, self._world.joint_positions, strict=True))
@@ -397,7 +478,10 @@ class SimNode(Node):
         # Set-points of the end of the step about to be made, as a controller that runs before it would write.
         then = self._world.time + CLOCK_PERIOD
         for controller in self._controllers.values():
-            if isinstance(controller, DiffDriveController):
+            if isinstance(controller, SlidingDriveController):
+                ahead, aside, turn = controller.sample(then)
+                self._world.set_base_velocity(ahead, turn, aside)
+            elif isinstance(controller, DiffDriveController):
                 self._world.set_base_velocity(*controller.sample(then))
             else:
                 self._world.set_joint_targets(
@@ -414,8 +498,8 @@ class SimNode(Node):
             position=self._world.joint_positions.tolist(),
             velocity=self._world.joint_velocities.tolist(),
         )
-        for publisher in self._states:
-            publisher.publish(message)
+        for publisher, part in self._states:
+            publisher.publish(message if part is None else _part(message, part))
         if self._odometry is not None:
             self._publish_odometry(now, stamp)
 
@@ -429,16 +513,21 @@ class SimNode(Node):
         }
         for group in self.embodiment.actions:
             controller = self._controllers[group.name]
-            if not isinstance(controller, DiffDriveController):
+            if isinstance(controller, SlidingDriveController):
+                controller.update_odometry(self._world.base_pose, now)
+            elif isinstance(controller, DiffDriveController):
+                controller.update_odometry(wheels[base.left], wheels[base.right], now)
+            else:
                 continue
-            controller.update_odometry(wheels[base.left], wheels[base.right], now)
             x, y, yaw = (float(value) for value in controller.pose)
             rotation = dict(
                 zip("xyzw", (float(value) for value in quaternion_from_euler(0.0, 0.0, yaw)), strict=True)
             )
             message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id=group.frame)
             message.pose.pose.position.x, message.pose.pose.position.y = x, y
-            message.twist.twist.linear.x, message.twist.twist.angular.z = map(float, controller.twist)
+            ahead, *aside, turn = map(float, controller.twist)
+            message.twist.twist.linear.x, message.twist.twist.angular.z = ahead, turn
+            message.twist.twist.linear.y = aside[0] if aside else 0.0
             transform = TransformStamped(header=message.header, child_frame_id=group.frame)
             transform.transform.translation.x, transform.transform.translation.y = x, y
             for axis, value in rotation.items():

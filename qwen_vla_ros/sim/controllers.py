@@ -216,7 +216,45 @@ class ForwardCommandController:
         return self._command.copy()
 
 
-class DiffDriveController:
+class _Drive:
+    """A limited velocity that stops when commands stay away.
+
+    speed, acceleration: greatest, of each of its n parts. Shape (n,).
+    timeout: how long a command lasts [s].
+    """
+
+    def __init__(self, speed: Sequence[float], acceleration: Sequence[float], timeout: float) -> None:
+        self._speed = np.array(speed, dtype=float)
+        self._acceleration = np.array(acceleration, dtype=float)
+        self._timeout = timeout
+        self._command = np.zeros(len(self._speed))
+        self._until = -np.inf
+        self._velocity = np.zeros(len(self._speed))
+        self._sampled: float | None = None
+        self._measured: float | None = None
+        self.pose = np.zeros(3)
+
+    def _accept(self, command: Sequence[float], now: float, stamp: float | None) -> None:
+        if not np.isfinite(command).all():
+            raise ControllerError(f"velocity {tuple(command)} is not finite")
+        sent = stamp or now
+        if now - sent > self._timeout:
+            raise ControllerError(f"command is {now - sent:.3f} s old; the timeout is {self._timeout:g} s")
+        self._command = np.array(command, dtype=float)
+        self._until = sent + self._timeout
+
+    def _sample(self, t: float) -> np.ndarray:
+        wanted = self._command if t <= self._until else np.zeros(len(self._command))
+        wanted = np.clip(wanted, -self._speed, self._speed)
+        elapsed = 0.0 if self._sampled is None else max(0.0, t - self._sampled)
+        if elapsed > 0.0:
+            change = self._acceleration * elapsed
+            self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
+        self._sampled = t
+        return self._velocity
+
+
+class DiffDriveController(_Drive):
     """diff_drive_controller: a limited velocity that stops when commands stay away, and wheel odometry.
 
     Args:
@@ -233,40 +271,20 @@ class DiffDriveController:
         angular: tuple[float, float] = (np.inf, np.inf),
         timeout: float = 0.5,
     ) -> None:
+        super().__init__((linear[0], angular[0]), (linear[1], angular[1]), timeout)
         self._radius = wheel_radius
         self._separation = wheel_separation
-        self._speed = np.array([linear[0], angular[0]])
-        self._acceleration = np.array([linear[1], angular[1]])
-        self._timeout = timeout
-        self._command = np.zeros(2)
-        self._until = -np.inf
-        self._velocity = np.zeros(2)
-        self._sampled: float | None = None
         self._wheels: np.ndarray | None = None
-        self._measured: float | None = None
-        self.pose = np.zeros(3)
         self.twist = np.zeros(2)
 
     def accept(self, v: float, w: float, now: float, stamp: float | None = None) -> None:
         """A forward speed [m/s] and a turning rate [rad/s]. stamp: of a TwistStamped; 0 and None mean now."""
-        if not (np.isfinite(v) and np.isfinite(w)):
-            raise ControllerError(f"velocity ({v}, {w}) is not finite")
-        sent = stamp or now
-        if now - sent > self._timeout:
-            raise ControllerError(f"command is {now - sent:.3f} s old; the timeout is {self._timeout:g} s")
-        self._command = np.array([v, w])
-        self._until = sent + self._timeout
+        self._accept((v, w), now, stamp)
 
     def sample(self, t: float) -> tuple[float, float]:
         """Forward speed and turning rate to drive with at time t, which must not run back [m/s, rad/s]."""
-        wanted = self._command if t <= self._until else np.zeros(2)
-        wanted = np.clip(wanted, -self._speed, self._speed)
-        elapsed = 0.0 if self._sampled is None else max(0.0, t - self._sampled)
-        if elapsed > 0.0:
-            change = self._acceleration * elapsed
-            self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
-        self._sampled = t
-        return float(self._velocity[0]), float(self._velocity[1])
+        v, w = self._sample(t)
+        return float(v), float(w)
 
     def update_odometry(self, left: float, right: float, t: float) -> None:
         """Advance pose (x, y, yaw) [m, rad] and twist (v, w) by wheel angles [rad] measured at time t."""
@@ -282,3 +300,44 @@ class DiffDriveController:
             self.twist = np.array([forward, turn]) / (t - self._measured)
         if self._measured is None or t > self._measured:
             self._wheels, self._measured = wheels, t
+
+
+class SlidingDriveController(_Drive):
+    """What stands for the driver of a base without wheels in its model; odometry is where the base is.
+
+    Args:
+        linear, angular: greatest speed and acceleration: [m/s], [m/s^2]; [rad/s], [rad/s^2].
+        aside: whether it moves sideways.
+        timeout: how long a command lasts [s].
+    """
+
+    def __init__(
+        self,
+        linear: tuple[float, float],
+        angular: tuple[float, float],
+        aside: bool,
+        timeout: float = 0.5,
+    ) -> None:
+        sideways = linear[0] if aside else 0.0
+        super().__init__((linear[0], sideways, angular[0]), (linear[1], linear[1], angular[1]), timeout)
+        self.twist = np.zeros(3)
+
+    def accept(self, velocity: Sequence[float], now: float, stamp: float | None = None) -> None:
+        """(forward, to the left, turning) [m/s, m/s, rad/s]. stamp: 0 and None mean now."""
+        self._accept(velocity, now, stamp)
+
+    def sample(self, t: float) -> tuple[float, float, float]:
+        """What to drive with at time t, which must not run back, as in accept()."""
+        x, y, w = self._sample(t)
+        return float(x), float(y), float(w)
+
+    def update_odometry(self, pose: np.ndarray, t: float) -> None:
+        """Take a pose (x, y, yaw) [m, m, rad] measured at time t, and the twist since the one before."""
+        if self._measured is not None and t > self._measured:
+            change = pose - self.pose
+            change[2] = (change[2] + np.pi) % (2 * np.pi) - np.pi
+            c, s = np.cos(pose[2]), np.sin(pose[2])
+            ahead, left = c * change[0] + s * change[1], c * change[1] - s * change[0]
+            self.twist = np.array([ahead, left, change[2]]) / (t - self._measured)
+        if self._measured is None or t > self._measured:
+            self.pose, self._measured = np.array(pose), t

@@ -132,7 +132,7 @@ def test_a_base_drives_and_stops_when_commands_stay_away(stack):
     assert sim.end() == 0
 
 
-@pytest.mark.parametrize(("body", "text"), [("widowx", "no simulated body"), ("nobody", "nobody")])
+@pytest.mark.parametrize(("body", "text"), [("koch", "no simulated body"), ("nobody", "nobody")])
 def test_a_body_that_cannot_be_simulated_ends_the_process_with_a_reason(stack, body, text):
     sim = stack.sim(body)
     assert sim.wait(40.0) == 1
