@@ -48,7 +48,7 @@ class Stream:
     Attributes:
         stamps: of the headers [s].
         ages: time of the node's clock at arrival minus stamp [s].
-        arrivals: steady time [s].
+        arrivals: time since the listening began [s].
     """
 
     stamps: tuple[float, ...] = ()
@@ -137,3 +137,10 @@ class Graph:
     update_rate: float | None = None
     embodiments: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of the robot per second that was listened: a simulation may be slower than the world."""
+        if len(self.clock) < 2 or not self.seconds:
+            return 1.0
+        return (self.clock[-1] - self.clock[0]) / self.seconds

@@ -168,10 +168,13 @@ def sources(body: Embodiment) -> Iterator[Source]:
     for k, topic in enumerate(body.state.joint_states):
         path = ("state", "joint_states", k)
         yield Source("JOINTS", path, topic, JOINT_STATE, age, 1.0 / age, body.control_rate)
-    # Only waypoints are placed by the pose of the base.
-    if body.state.odometry and any(isinstance(group, WaypointGroup) for group in body.actions):
+    if body.state.odometry:
+        # Only waypoints are placed by the pose of the base.
+        needed = any(isinstance(group, WaypointGroup) for group in body.actions)
         path = ("state", "odometry")
-        yield Source("ODOMETRY", path, body.state.odometry, ODOMETRY, age, 1.0 / age, body.control_rate)
+        yield Source(
+            "ODOMETRY", path, body.state.odometry, ODOMETRY, age, 1.0 / age, body.control_rate, needed
+        )
 
 
 def _streams(subject: Subject) -> Iterator[tuple[Source, Topic, Stream]]:
@@ -499,9 +502,10 @@ def rates(subject: Subject) -> Iterator[Finding]:
             continue
         rate = rate_of(stream)
         if rate is None:
-            if subject.graph.seconds < 2.0 / source.least:
+            silence = (subject.graph.seconds - stream.arrivals[0]) * subject.graph.pace
+            if silence < 2.0 / source.least:
                 continue
-            rate = 1.0 / subject.graph.seconds
+            rate = 1.0 / silence
         if rate >= source.usual * (1.0 - RATE_TOLERANCE):
             continue
         low = rate < source.least * (1.0 - RATE_TOLERANCE)

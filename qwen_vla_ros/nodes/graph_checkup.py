@@ -22,7 +22,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import Embodiment
-from qwen_vla_ros.embodiment.graph_facts import Graph, Images, JointStates, Odometry, Stream, Topic
+from qwen_vla_ros.embodiment.graph_facts import Graph, Images, JointStates, Odometry, Topic
 from qwen_vla_ros.embodiment.live_checkup import DESCRIPTION
 from qwen_vla_ros.msg import ExecutorStatus, PolicyStatus
 
@@ -55,7 +55,7 @@ def look(body: Embodiment, namespace: str = "", duration: float = 3.0) -> tuple[
 
     Args:
         namespace: of the robot.
-        duration: how long messages are listened to, after discovery [s].
+        duration: how long messages are listened to, after discovery; twice as long to who is silent [s].
 
     Returns:
         What was seen, and what was on `robot_description`; empty if nothing was.
@@ -88,21 +88,23 @@ def _look(
         return True
 
     _discover(node, spin)
-    clock = find_clock(node)
-    ear = _Ear(node, body, clock if node.count_publishers(clock) else "")
-    until = time.monotonic() + duration
-    while time.monotonic() < until:
+    ear = _Ear(node, body)
+    # As long again for who is there and still silent: on a busy computer they are late to connect.
+    while ear.listened < duration or (ear.listened < 2.0 * duration and ear.misses_somebody):
         spin()
+    seconds_heard = ear.listened
     ear.leave()
+    clock = find_clock(node)
+    ear.choose_clock(clock if node.count_publishers(clock) else "")
     topics = read_topics(node, body, clock)
     manager = full_name("controller_manager", node.get_namespace())
-    parameters = _ask(node, body, topics, manager, spin)
     own = full_name(node.get_name(), node.get_namespace())
     nodes = [full_name(*each) for each in node.get_node_names_and_namespaces()]
+    parameters = _ask(node, body, topics, manager, nodes, spin)
     rate = parameters.get(manager, {}).get("update_rate")
     graph = Graph(
         namespace=node.get_namespace(),
-        seconds=duration,
+        seconds=round(seconds_heard, 1),
         topics=topics,
         types={name: tuple(types) for name, types in node.get_topic_names_and_types()},
         nodes=tuple(name for name in nodes if name != own),
@@ -152,7 +154,7 @@ def _discover(node: Node, spin: Spin) -> None:
 
 
 def _ask(
-    node: Node, body: Embodiment, topics: dict[str, Topic], manager: str, spin: Spin
+    node: Node, body: Embodiment, topics: dict[str, Topic], manager: str, nodes: list[str], spin: Spin
 ) -> dict[str, dict[str, Any]]:
     """Parameters of all who publish what is observed, take commands, or are ours."""
     wanted: dict[str, tuple[str, ...]] = {}
@@ -163,7 +165,8 @@ def _ask(
     wanted |= {
         name: ("use_sim_time", *CONTROLLER_PARAMETERS) for nodes in commanded.values() for name in nodes
     }
-    wanted[manager] = ("use_sim_time", "update_rate")
+    if manager in nodes:
+        wanted[manager] = ("use_sim_time", "update_rate")
     return ask_parameters(node, wanted, spin)
 
 
@@ -186,36 +189,36 @@ def _controller_states(node: Node, manager: str, spin: Spin) -> dict[str, str] |
 
 
 class _Ear:
-    """Listens to all that an embodiment is observed by.
+    """Listens to all that an embodiment is observed by."""
 
-    Args:
-        clock: topic of simulated time; empty for the computer's own.
-    """
-
-    def __init__(self, node: Node, body: Embodiment, clock: str):
+    def __init__(self, node: Node, body: Embodiment):
         self._node = node
         self._body = body
-        self._simulated = bool(clock)
+        self._began = time.monotonic()
         self._subscriptions: list[Any] = []
-        self._times: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        # Of each message: stamp, arrival, and what each clock said then; "" is the computer's own.
+        self._times: defaultdict[str, list[tuple[float, float, dict[str, float]]]] = defaultdict(list)
+        self._clocks: dict[str, list[float]] = {}
+        self._clock = ""
+        self._topics: dict[str, str] = {}
         self._pictures: dict[str, list[Any]] = {}
         self._forms: defaultdict[str, set[tuple[str, int, int]]] = defaultdict(set)
         self._joints: dict[str, JointStates] = {}
         self._odometry = Odometry()
-        self.clock: list[float] = []
         self.description = ""
         self.embodiments: dict[str, str] = {}
-        if clock:
-            self._listen(Clock, clock, lambda m: self.clock.append(seconds(m.clock)), qos.SENSOR)
+        for clock in {full_name("clock", node.get_namespace()), node.resolve_topic_name("/clock")}:
+            self._clocks[clock] = []
+            self._listen(Clock, clock, partial(self._on_clock, clock), qos.SENSOR)
         for camera in body.cameras:
             kind = Image if camera.transport == "raw" else CompressedImage
-            topic = resolve(node, camera.topic, "policy")
+            topic = self._topics[camera.view] = resolve(node, camera.topic, "policy")
             self._listen(kind, topic, partial(self._on_image, camera.view), qos.SENSOR)
         for name in body.state.joint_states:
-            topic = resolve(node, name, "policy")
+            topic = self._topics[name] = resolve(node, name, "policy")
             self._listen(JointState, topic, partial(self._on_joints, name), qos.SENSOR)
         if body.state.odometry:
-            topic = resolve(node, body.state.odometry, "policy")
+            topic = self._topics["odometry"] = resolve(node, body.state.odometry, "policy")
             self._listen(OdometryMessage, topic, self._on_odometry, qos.SENSOR)
         self._listen(String, DESCRIPTION, self._on_description, qos.LATCHED)
         for kind, name, profile in (
@@ -223,6 +226,28 @@ class _Ear:
             (PolicyStatus, "policy_status", qos.RELIABLE),
         ):
             self._listen(kind, name, partial(self._on_status, name), profile)
+
+    @property
+    def listened(self) -> float:
+        """For how long [s]."""
+        return time.monotonic() - self._began
+
+    @property
+    def misses_somebody(self) -> bool:
+        """A topic has a publisher, and too little came to tell its rate."""
+        return any(
+            len(self._times[key]) < 2 and self._node.count_publishers(topic)
+            for key, topic in self._topics.items()
+        )
+
+    @property
+    def clock(self) -> list[float]:
+        """Stamps of the chosen clock."""
+        return self._clocks.get(self._clock, [])
+
+    def choose_clock(self, topic: str) -> None:
+        """Judge ages by this clock; empty for the computer's own."""
+        self._clock = topic
 
     def leave(self) -> None:
         for subscription in self._subscriptions:
@@ -249,16 +274,22 @@ class _Ear:
         return Odometry(*self._heard("odometry"), last.frame, last.child_frame, last.broken)
 
     def _heard(self, key: str) -> tuple[tuple[float, ...], ...]:
-        columns = tuple(zip(*self._times[key], strict=True)) or ((), (), ())
-        return columns if columns[0] else (Stream().stamps,) * 3
+        notes = self._times[key]
+        return (
+            tuple(stamp for stamp, _, _ in notes),
+            tuple(said.get(self._clock, math.nan) - stamp for stamp, _, said in notes),
+            tuple(arrival for _, arrival, _ in notes),
+        )
 
     def _listen(self, kind: type, topic: str, callback: Callable[[Any], None], profile: Any) -> None:
         self._subscriptions.append(self._node.create_subscription(kind, topic, callback, profile))
 
     def _note(self, key: str, header: Any) -> None:
-        now = (self.clock[-1] if self.clock else math.nan) if self._simulated else time.time()
-        stamp = seconds(header.stamp)
-        self._times[key].append((stamp, now - stamp, time.monotonic()))
+        said = {topic: stamps[-1] for topic, stamps in self._clocks.items() if stamps}
+        self._times[key].append((seconds(header.stamp), self.listened, {"": time.time(), **said}))
+
+    def _on_clock(self, topic: str, message: Clock) -> None:
+        self._clocks[topic].append(seconds(message.clock))
 
     def _on_image(self, view: str, message: Any) -> None:
         self._note(view, message.header)

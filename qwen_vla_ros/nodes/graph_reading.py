@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rcl_interfaces.srv import GetParameters
@@ -27,8 +28,8 @@ CONTROLLER_PARAMETERS = (
     "allow_partial_joints_goal",
     "interpolate_from_desired_state",
 )
-# How long other nodes may take to answer [s].
-ANSWER_PATIENCE = 1.0
+# How long parameter services may take to be discovered, and other nodes to answer [s].
+READY_PATIENCE, ANSWER_PATIENCE = 0.5, 1.0
 
 # Passes time and lets callbacks run; False ends the wait.
 Spin = Callable[[], bool]
@@ -98,28 +99,43 @@ def ask_parameters(node: Node, wanted: Mapping[str, Iterable[str]], spin: Spin) 
     Args:
         wanted: names by full name of a node.
     """
-    answers, clients = [], []
-    for other, names in wanted.items():
-        client = node.create_client(GetParameters, f"{other}/get_parameters")
-        clients.append(client)
-        if not client.service_is_ready():
-            continue
-        for name in names:
-            # One by one: rclcpp answers nothing at all where one of them is not declared.
-            future = client.call_async(GetParameters.Request(names=[name]))
-            answers.append((other, name, future))
-    deadline = time.monotonic() + ANSWER_PATIENCE
-    while not all(future.done() for _, _, future in answers) and time.monotonic() < deadline and spin():
-        pass
+    clients = {other: node.create_client(GetParameters, f"{other}/get_parameters") for other in wanted}
+    _wait(lambda: all(client.service_is_ready() for client in clients.values()), READY_PATIENCE, spin)
+    # One by one: rclcpp answers nothing at all where one of them is not declared.
+    open_ = {
+        (other, name)
+        for other, names in wanted.items()
+        if clients[other].service_is_ready()
+        for name in names
+    }
     found: dict[str, dict[str, Any]] = {}
-    for other, name, future in answers:
-        values = future.result().values if future.done() and future.result() is not None else []
-        value = parameter_value_to_python(values[0]) if values else None
-        if value is not None:
-            found.setdefault(other, {})[name] = list(value) if _is_array(value) else value
-    for client in clients:
+    # Again: an answer is lost where the other side has not discovered the client yet.
+    for _ in range(2):
+        asked = {key: clients[key[0]].call_async(GetParameters.Request(names=[key[1]])) for key in open_}
+        _wait(partial(_all_done, asked.values()), ANSWER_PATIENCE, spin)
+        for (other, name), future in asked.items():
+            if not future.done():
+                continue
+            open_.discard((other, name))
+            values = [] if future.result() is None else future.result().values
+            value = parameter_value_to_python(values[0]) if values else None
+            if value is not None:
+                found.setdefault(other, {})[name] = list(value) if _is_array(value) else value
+        if not open_:
+            break
+    for client in clients.values():
         node.destroy_client(client)
     return found
+
+
+def _all_done(futures: Iterable[Any]) -> bool:
+    return all(future.done() for future in futures)
+
+
+def _wait(condition: Callable[[], bool], patience: float, spin: Spin) -> None:
+    deadline = time.monotonic() + patience
+    while not condition() and time.monotonic() < deadline and spin():
+        pass
 
 
 def _is_array(value: Any) -> bool:
