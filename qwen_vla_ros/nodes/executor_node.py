@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,11 +16,8 @@ from nav_msgs.msg import Odometry
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import (
-    QoSLivelinessChangedInfo,
-    SubscriptionEventCallbacks,
-    UnsupportedEventTypeError,
-)
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
@@ -190,8 +188,9 @@ class ExecutorNode(BodyNode):
             {} if self._dry_run else self._writers,
             self.value("warn_latency"),
         )
+        self._executors = 1
         self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
-        self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.LATCHED)
+        self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.STATE)
         for name, kind, call in (
             ("stop", Trigger, self._on_stop),
             ("reset", Trigger, self._on_reset),
@@ -211,7 +210,20 @@ class ExecutorNode(BodyNode):
         self._entities.append(
             self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         )
-        self._entities.append(self._listen_to_policy())
+        watchdog = self._watchdog
+        self._entities += [
+            self._listen_for_life(
+                PolicyStatus,
+                "policy_status",
+                watchdog.hear_policy,
+                qos.HEARTBEAT_WATCHED,
+                watchdog.heartbeat.count,
+            ),
+            # Its own state, too: by the name alone a twin could not be told from a dead one of before.
+            self._listen_for_life(
+                ExecutorStatus, "executor_status", _ignore, qos.STATE_WATCHED, self._count_executors
+            ),
+        ]
         self._server = ActionServer(
             self,
             ExecuteTask,
@@ -303,26 +315,20 @@ class ExecutorNode(BodyNode):
 
     # What is heard
 
-    def _listen_to_policy(self) -> Subscription:
-        listen = partial(
-            self.create_subscription,
-            PolicyStatus,
-            "policy_status",
-            self._watchdog.hear_policy,
-            qos.HEARTBEAT_WATCHED,
-        )
-
-        def on_liveliness(event: QoSLivelinessChangedInfo) -> None:
-            self._watchdog.heartbeat.count(event.alive_count)
-
+    def _listen_for_life(
+        self, kind: type, topic: str, hear: Callable, profile: QoSProfile, count: Callable[[int], None]
+    ) -> Subscription:
+        """Subscribe; `count` is told how many publishers are alive, where the middleware knows."""
+        listen = partial(self.create_subscription, kind, topic, hear, profile)
+        events = SubscriptionEventCallbacks(liveliness=lambda event: count(event.alive_count))
         try:
-            return listen(event_callbacks=SubscriptionEventCallbacks(liveliness=on_liveliness))
+            return listen(event_callbacks=events)
         except UnsupportedEventTypeError:
-            self.get_logger().info(
-                "this middleware does not tell when a publisher dies: a dead policy is noticed after "
-                f"{self.embodiment.stop.heartbeat_timeout} s without heartbeat"
-            )
+            self.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
             return listen()
+
+    def _count_executors(self, alive: int) -> None:
+        self._executors = alive
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose
@@ -770,6 +776,8 @@ class ExecutorNode(BodyNode):
                 names = [(info.node_name, info.node_namespace) for info in infos]
                 if names := [f"{n[1].rstrip('/')}/{n[0]}" for n in names if n != own]:
                     rivals[writer.topic] = names
+        if self._executors > 1:
+            rivals[self._status_publisher.topic_name] = [f"another {self.get_fully_qualified_name()}"]
         self._watchdog.rivals = rivals
 
     def _publish_status(self) -> None:
@@ -819,6 +827,10 @@ _APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
 
 def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
     raise RuntimeError("goals are ended by _end_goal")
+
+
+def _ignore(message: ExecutorStatus) -> None:
+    pass
 
 
 def _answer(response, success: bool, message: str):

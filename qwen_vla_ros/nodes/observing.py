@@ -13,6 +13,7 @@ import numpy as np
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment
 
+from .frozen import same_picture
 from .images import ImageError, Rgb, encoding_of, to_rgb
 from .lifecycle import seconds
 
@@ -61,20 +62,40 @@ class Inbox:
         self._lock = threading.Lock()
         self._newest: dict[str, Any] = {}
         self._frames = {camera.view: 0 for camera in embodiment.cameras}
+        # Capture time of the first message with the newest picture [s].
+        self._drawn: dict[str, float] = {}
+        self._frozen: dict[str, str] = {}
         # Set with every image.
         self.arrived = threading.Event()
 
     def keep(self, view: str, message: Any) -> None:
+        before = self._newest.get(view)
+        new = before is None or not same_picture(before, message)
         with self._lock:
             self._newest[view] = message
             self._frames[view] += 1
+            if new:
+                self._drawn[view] = seconds(message.header.stamp)
+                self._frozen.pop(view, None)
         self.arrived.set()
+
+    def unchanged(self) -> dict[str, tuple[float, float]]:
+        """First and last capture time [s] under which each view sent its newest picture."""
+        with self._lock:
+            return {v: (self._drawn[v], seconds(m.header.stamp)) for v, m in self._newest.items()}
+
+    def freeze(self, view: str, reason: str) -> None:
+        """Use no image of a view until it shows another picture."""
+        with self._lock:
+            self._frozen[view] = reason
 
     def clear(self) -> None:
         """Forget images and counts."""
         with self._lock:
             self._newest.clear()
             self._frames = dict.fromkeys(self._frames, 0)
+            self._drawn.clear()
+            self._frozen.clear()
 
     def counts(self, now: float) -> tuple[list[str], list[int], list[float]]:
         """Views in the YAML's order, frames received, capture age of the newest [s] (NaN without one)."""
@@ -85,13 +106,14 @@ class Inbox:
         return views, [frames[v] for v in views], ages
 
     def views(self, now: float, began: float) -> Views:
-        """Images captured after `began` [s], none older than its camera allows, all captured together.
+        """Images captured after `began` [s], none older or newer than its camera allows, none frozen, all
+        captured together.
 
         Raises:
-            NotObserved: CAMERA_STALE, naming camera, topic and age.
+            NotObserved: CAMERA_STALE, naming camera, topic and what is wrong.
         """
         with self._lock:
-            newest = dict(self._newest)
+            newest, frozen = dict(self._newest), dict(self._frozen)
         messages, stamps = {}, {}
         for camera in self._embodiment.cameras:
             message = newest.get(camera.view)
@@ -103,6 +125,13 @@ class Inbox:
                 trouble = "no image captured since the task began"
             elif now - stamp > camera.max_age:
                 trouble = f"newest image is {now - stamp:.2f} s old, allowed {camera.max_age} s"
+            elif stamp - now > camera.max_age:
+                ahead = stamp - now
+                trouble = (
+                    f"newest image is stamped {ahead:.2f} s ahead of the clock, allowed {camera.max_age} s"
+                )
+            elif camera.view in frozen:
+                trouble = frozen[camera.view]
             if trouble is None:
                 messages[camera.view], stamps[camera.view] = message, stamp
             elif camera.required:

@@ -26,6 +26,7 @@ from qwen_vla_ros.policy import Continuation, Observation, ObservationError, Pol
 from . import qos
 from .configuration_checkup import check_policy
 from .diagnostics import ERROR, Diagnostics, Health, Window
+from .frozen import Motion
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode
 
@@ -87,6 +88,14 @@ class PolicyNode(BodyNode):
         )
         declare(
             self,
+            "frozen_after",
+            2.0,
+            "How long a camera may send the same picture while the robot moves [s]; 0 for ever",
+            0.0,
+            600.0,
+        )
+        declare(
+            self,
             "warn_camera_rate",
             5.0,
             "Images per second of a camera below which diagnostics warn",
@@ -97,6 +106,7 @@ class PolicyNode(BodyNode):
         self._diagnostics: Diagnostics | None = None
         self._policy: Any = None
         self._inbox: Inbox | None = None
+        self._motion: Motion | None = None
         self._entities: list = []
         self._clockwork: list = []
         self._thread: threading.Thread | None = None
@@ -128,7 +138,7 @@ class PolicyNode(BodyNode):
             self._policy.configure(embodiment)
         except RuntimeError as error:  # PolicyError, CheckpointError, and what torch says of a device
             raise ConfigurationError(str(error)) from error
-        self._inbox = Inbox(embodiment)
+        self._inbox, self._motion = Inbox(embodiment), Motion(self, embodiment)
         self._outlook = None
         if (self.value("handover") or embodiment.motion.mode) == "rtc":
             from qwen_vla_ros.motion.outlook import Outlook  # ruckig
@@ -191,13 +201,14 @@ class PolicyNode(BodyNode):
         for entity in self._entities:
             self.destroy_subscription(entity)
         self._entities = []
+        self._motion.rest()
         if self._thread is not None:
             self._inbox.arrived.set()
             self._thread.join()
             self._thread = None
 
     def cleanup(self) -> None:
-        self._policy = self._inbox = None
+        self._policy = self._inbox = self._motion = None
         for name in ("_chunk_publisher", "_status_publisher"):
             publisher = self.__dict__.pop(name, None)
             if publisher is not None:
@@ -267,6 +278,7 @@ class PolicyNode(BodyNode):
     def _beat(self) -> None:
         now = self.now
         work = self._work
+        self._find_frozen(work)
         status = PolicyStatus(
             state=State.STATE_IDLE,
             embodiment=self.embodiment.name,
@@ -286,6 +298,23 @@ class PolicyNode(BodyNode):
                 status.code, status.message = trouble.code, str(trouble)
         self._status_publisher.publish(status)
 
+    def _find_frozen(self, work: _Work | None) -> None:
+        """Set aside cameras whose picture stays the same while the robot moves."""
+        patience = self.value("frozen_after")
+        if not patience:
+            return
+        # Joint states are asked for early enough to see the motion.
+        spans = {v: s for v, s in self._inbox.unchanged().items() if s[1] - s[0] > patience / 4}
+        if work is None or not spans:
+            self._motion.rest()
+            return
+        self._motion.listen()
+        for view, (first, last) in spans.items():
+            if last - first > patience and (moved := self._motion.moved(first, last)):
+                self._inbox.freeze(
+                    view, f"sent the same picture for {last - first:.1f} s while {moved}; is it frozen?"
+                )
+
     def _camera_health(self) -> Health:
         figures: dict[str, object] = {"skew p99 [s]": self._skew.percentile(99)}
         health = Health(figures)
@@ -298,6 +327,11 @@ class PolicyNode(BodyNode):
             health.check(
                 rate < lowest, f"camera {view} sends {rate:.1f} images per second, expected {lowest}"
             )
+        for view, (first, last) in self._inbox.unchanged().items():
+            same = last - first
+            figures[f"{view} unchanged [s]"] = same
+            patience = self.value("frozen_after")
+            health.check(0 < patience < same, f"camera {view} has sent the same picture for {same:.1f} s")
         return health
 
     def _model_health(self) -> Health:

@@ -39,3 +39,6 @@ COMMAND = _profile(1, reliable=True)
 # a thread of its own: some of them may be late before the lease that is requested has passed.
 HEARTBEAT = _profile(10, reliable=True, lease=0.3 * LEASE)
 HEARTBEAT_WATCHED = _profile(10, reliable=True, lease=LEASE)
+# The executor's state: who lives and says it is an executor.
+STATE = _profile(1, reliable=True, latched=True, lease=0.3 * LEASE)
+STATE_WATCHED = _profile(1, reliable=True, lease=LEASE)

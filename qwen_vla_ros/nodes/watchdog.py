@@ -173,6 +173,17 @@ class Watchdog:
                 f"allowed {body.state.max_age} s",
                 passing=True,
             )
+        if (
+            body.joints
+            and (ahead := max(map(self._stamp.__getitem__, body.joints)) - now) > body.state.max_age
+        ):
+            # They would pass for fresh long after they have stopped.
+            return Trouble(
+                Result.JOINT_STATE_STALE,
+                f"joint states on {topics} are stamped {ahead:.2f} s ahead of the clock, allowed "
+                f"{body.state.max_age} s; are all clocks the same?",
+                passing=True,
+            )
         return None
 
     def _find_in_odometry(self, now: float) -> Trouble | None:
@@ -180,11 +191,12 @@ class Watchdog:
             return None
         state, newest = self._embodiment.state, self._follower.pose.newest
         age = math.inf if newest is None else now - newest[0]
-        if age <= state.max_age:
+        if abs(age) <= state.max_age:
             return None
+        found = f"{age:.2f} s old" if age > 0 else f"stamped {-age:.2f} s ahead of the clock"
         return Trouble(
             Result.ODOMETRY_STALE,
-            f"odometry on {state.odometry} is {age:.2f} s old, allowed {state.max_age} s",
+            f"odometry on {state.odometry} is {found}, allowed {state.max_age} s",
             passing=True,
         )
 

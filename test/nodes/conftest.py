@@ -57,6 +57,7 @@ class Stack:
 
         self.namespace = namespace or f"/test{next(_names)}"
         self.node, self._spawn, self.wait_for = node, spawn, wait_for
+        self._mode: Any = None
         self.executor: list = []
         self.policy: list = []
         self.world: list = []
@@ -139,18 +140,25 @@ class Stack:
         self.wait_for(answered, 20.0, what)
         return future.result()
 
-    def change_policy(self, mode: str) -> Any:
-        """End the fake policy and start one of another mode."""
+    def set_mode(self, mode: str) -> None:
+        """Let the fake policy, or the double's model, behave differently from now on."""
+        from std_msgs.msg import String
+
+        from qwen_vla_ros.nodes import qos
+
+        if self._mode is None:
+            self._mode = self.node.create_publisher(String, self.name("policy/mode"), qos.LATCHED)
+        self._mode.publish(String(data=mode))
+        self.wait_for(
+            lambda: self.policy and self.policy[-1].checkpoint == mode, 30.0, f"the policy in mode {mode}"
+        )
+
+    def restart_policy(self) -> None:
+        """End the fake policy and start another."""
         self.policy_process.end()
         self.policy.clear()
-        self.policy_process = self.fake_policy(mode)
-        # Messages of the one before may still be on their way.
-        self.wait_for(
-            lambda: self.policy and self.policy[-1].checkpoint == mode,
-            30.0,
-            "the heartbeat of the new policy",
-        )
-        return self.policy_process
+        self.policy_process = self.fake_policy()
+        self.wait_for(lambda: self.policy, 30.0, "the heartbeat of the new policy")
 
     def wait_state(self, state: int, timeout: float = 20.0) -> Any:
         """The first status from now on with this state."""
@@ -199,7 +207,8 @@ class Relay:
         self._change = change
         self._node = node
         self._publisher = node.create_publisher(kind, target, qos.RELIABLE)
-        self.subscription = node.create_subscription(kind, source, self._pass, qos.SENSOR)
+        self._join = lambda: node.create_subscription(kind, source, self._pass, qos.SENSOR)
+        self.subscription = self._join()
 
     @property
     def change(self) -> Any:
@@ -219,6 +228,9 @@ class Relay:
         """Stop subscribing."""
         self._node.destroy_subscription(self.subscription)
 
+    def come_back(self) -> None:
+        self.subscription = self._join()
+
 
 class Commands:
     """What a controller of joints is told, in order.
@@ -236,7 +248,14 @@ class Commands:
 
         self.messages: list = []
         self._sequence: list[int] = []
-        stack.node.create_subscription(JointTrajectory, stack.name(topic), self._keep, qos.RELIABLE)
+        self._node = stack.node
+        self._subscription = self._node.create_subscription(
+            JointTrajectory, stack.name(topic), self._keep, qos.RELIABLE
+        )
+
+    def leave(self) -> None:
+        """Stop subscribing: the executor counts who listens."""
+        self._node.destroy_subscription(self._subscription)
 
     def _keep(self, message: Any, info: Any) -> None:
         self._sequence.append(info["publication_sequence_number"])
@@ -285,6 +304,11 @@ class Watch:
 @pytest.fixture
 def stack(spawn, ros_node, wait_for) -> Stack:
     return Stack(spawn, ros_node, wait_for)
+
+
+@pytest.fixture(scope="module")
+def module_stack(module_spawn, module_ros_node, wait_for) -> Stack:
+    return Stack(module_spawn, module_ros_node, wait_for)
 
 
 @pytest.fixture(scope="module")

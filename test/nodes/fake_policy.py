@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy process for faults that a sound policy does not have. Its heartbeat and topics are the real ones.
 
-Arguments: EMBODIMENT MODE, where MODE says what its chunks are like:
+Arguments: EMBODIMENT MODE; text on the topic `policy/mode` is the mode from then on. It says what chunks are
+like:
     wave      all joints swing about home; a base drives ahead and turns
     nan       the third chunk holds a NaN
     shape     the third chunk lacks a channel
+    short     the third chunk holds fewer values than its horizon says
+    step      the third chunk has another time between its rows
+    body      the third chunk is for another embodiment
+    huge      the third chunk holds a number that no joint has
+    far       every chunk leads far outside the limits
+    leap      every second chunk begins half a radian away
     silent    a heartbeat, but never a chunk
     late      chunks whose rows have all passed
+    early     chunks of observations to come
     dry       three chunks, then no more
+    twice     every chunk is sent twice
+    swapped   every second chunk comes after the one that follows it
+    mute      chunks, but no heartbeat while a task is active
+    stranger  the heartbeat of another embodiment while a task is active
 """
 
 from __future__ import annotations
@@ -21,6 +33,8 @@ from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
+from rclpy.time import Time
+from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.nodes import qos
@@ -33,17 +47,25 @@ class FakePolicy(Node):
         self._task = Task()
         self._sequence = self._chunks = 0
         self._last = 0.0
+        self._kept: ActionChunk | None = None
         self._status = self.create_publisher(PolicyStatus, "policy_status", qos.HEARTBEAT)
         self._chunk = self.create_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
         self.create_subscription(Task, "task", self._on_task, qos.LATCHED)
+        self.create_subscription(String, "policy/mode", self._on_mode, qos.LATCHED)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(0.02, self._beat, clock=steady)
         self.create_timer(0.01, self._think, clock=steady)
         self.get_logger().info("up")
 
+    def _on_mode(self, message: String) -> None:
+        self._mode, self._kept = message.data, None
+        if self._task.active:
+            # What goes wrong does so at once.
+            self._chunks, self._last = 2, 0.0
+
     def _on_task(self, task: Task) -> None:
         if task.task_id != self._task.task_id:
-            self._chunks, self._last = 0, 0.0
+            self._chunks, self._last, self._kept = 0, 0.0, None
         self._task = task
 
     def _beat(self) -> None:
@@ -51,6 +73,10 @@ class FakePolicy(Node):
         status.header.stamp = self.get_clock().now().to_msg()
         if self._task.active:
             status.state, status.task_id = PolicyStatus.STATE_RUNNING, self._task.task_id
+            if self._mode == "mute" and self._chunks >= 2:
+                return
+            if self._mode == "stranger" and self._chunks >= 2:
+                status.embodiment = "tiago_base"
         self._status.publish(status)
 
     def _think(self) -> None:
@@ -63,6 +89,10 @@ class FakePolicy(Node):
         self._last = seconds
         self._chunks += 1
         self._sequence += 1
+        self._send(self._make(now))
+
+    def _make(self, now: Time) -> ActionChunk:
+        seconds = now.nanoseconds * 1e-9
         step = 1 / self._body.control_rate
         due = seconds + step * np.arange(1, self._body.horizon + 1)
         if self._body.joints:
@@ -71,26 +101,53 @@ class FakePolicy(Node):
         else:
             ahead = due - seconds
             data = np.stack([0.4 * ahead, 0 * ahead, 0.3 * ahead], axis=1)
-        names = list(self._body.layout.names)
         message = ActionChunk(
             embodiment=self._body.name,
             task_id=self._task.task_id,
             sequence=self._sequence,
-            channels=names,
+            channels=list(self._body.layout.names),
             step=step,
             horizon=len(data),
             inference_time=0.01,
         )
         message.header.stamp = now.to_msg()
-        third = self._chunks == 3
-        if third and self._mode == "nan":
-            data[2, 1] = np.nan
-        if third and self._mode == "shape":
-            data, message.channels = data[:, :-1], names[:-1]
         if self._mode == "late":
             message.header.stamp.sec = max(0, message.header.stamp.sec - 60)
+        if self._mode == "early":
+            message.header.stamp.sec += 5
+        if self._mode == "far" or (self._mode == "leap" and self._chunks % 2):
+            data = data + (9.0 if self._mode == "far" else 0.5)
+        if self._chunks == 3:
+            data = self._spoil(message, data)
         message.data = data.ravel().tolist()
+        return message
+
+    def _spoil(self, message: ActionChunk, data: np.ndarray) -> np.ndarray:
+        mode = self._mode
+        if mode == "nan":
+            data[2, 1] = np.nan
+        elif mode == "shape":
+            data, message.channels = data[:, :-1], message.channels[:-1]
+        elif mode == "short":
+            data = data[:-1]
+        elif mode == "step":
+            message.step *= 2
+        elif mode == "body":
+            message.embodiment = "tiago_base"
+        elif mode == "huge":
+            data = data + 1e9
+        return data
+
+    def _send(self, message: ActionChunk) -> None:
+        if self._mode == "swapped" and self._chunks % 2:
+            self._kept = message
+            return
         self._chunk.publish(message)
+        if self._mode == "twice":
+            self._chunk.publish(message)
+        if self._kept is not None:
+            self._chunk.publish(self._kept)
+            self._kept = None
 
 
 def main() -> None:

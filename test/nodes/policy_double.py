@@ -1,36 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node around a model with a fault that no checkpoint can be made to have.
 
-Argument: MODE: sound | nan | shape | range | raises | hangs. All but `sound` go wrong at the third chunk.
+Argument, and text on `policy/mode` from then on: sound | wave | nan | shape | range | raises | hangs.
+`wave` swings all joints. The last five go wrong at the third chunk of the mode.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 
 import numpy as np
+from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import Statistics
+from qwen_vla_ros.nodes import qos
 from qwen_vla_ros.nodes.lifecycle import run
 from qwen_vla_ros.nodes.policy_node import PolicyNode
 from qwen_vla_ros.policy import PolicyInfo
 
 
 class Double:
-    info = PolicyInfo("double", "cpu", 16, 64, 0, (), ())
-
     def __init__(self, mode: str):
+        self.info = PolicyInfo("", "cpu", 16, 64, 0, (), ())
+        self._hang = threading.Event()
+        self.switch(mode)
+
+    def switch(self, mode: str) -> None:
         self._mode, self._calls = mode, 0
+        self._hang.set()
+        self.info = dataclasses.replace(self.info, checkpoint=mode)
 
     def configure(self, embodiment) -> None:
         self._body = embodiment
         home = np.array([embodiment.home[joint] for joint in embodiment.joints])
-        self.statistics = Statistics(home - 0.1, home + 0.1)
+        self.statistics = Statistics(home - 0.2, home + 0.2)
 
     def infer(self, observation, seed=None):
         self._calls += 1
         chunk = np.zeros((self._body.horizon, self._body.layout.count), dtype=np.float32)
+        if self._mode == "wave":
+            due = observation.stamp + np.arange(1, len(chunk) + 1) / self._body.control_rate
+            chunk += np.sin(2 * due)[:, None]
         if self._calls >= 3:
             if self._mode == "nan":
                 chunk[3, 2] = np.nan
@@ -41,10 +53,20 @@ class Double:
             elif self._mode == "raises":
                 raise ZeroDivisionError("a defect of the model")
             elif self._mode == "hangs":
-                threading.Event().wait(12.0)
+                self._hang.clear()
+                self._hang.wait(30.0)
         return chunk
+
+
+class Switched(PolicyNode):
+    def __init__(self, mode: str):
+        double = Double(mode)
+        super().__init__(load=lambda *_, **__: double)
+        self.create_subscription(
+            String, "policy/mode", lambda message: double.switch(message.data), qos.LATCHED
+        )
 
 
 if __name__ == "__main__":
     mode = sys.argv[1]
-    sys.exit(run(lambda: PolicyNode(load=lambda *_, **__: Double(mode))))
+    sys.exit(run(lambda: Switched(mode)))

@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from diagnostic_msgs.msg import DiagnosticArray
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.msg import PolicyStatus
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage
 
 from qwen_vla_ros.nodes import qos
 from qwen_vla_ros.nodes.lifecycle import seconds
@@ -80,94 +80,6 @@ def test_model_with_nan_weights_is_reported_and_publishes_nothing(stack, checkpo
     policy = stack.start("policy", embodiment="franka_panda", checkpoint=str(broken))
     policy.wait_for_output(r"configure failed: .*not finite", timeout=90.0)
     assert not stack.chunks
-
-
-@pytest.mark.parametrize(
-    ("mode", "text"),
-    [
-        ("nan", "the model gave nan in row 3, channel arm/panda_joint3"),
-        ("shape", r"the model gave shape (15, 8), expected (16, 8)"),
-        ("range", "the model gave 7, expected values within [-1, 1]"),
-        ("raises", "ZeroDivisionError: a defect of the model"),
-    ],
-)
-def test_what_a_model_does_wrong_ends_the_task_and_is_not_published(robot, mode, text):
-    robot.run_executor()
-    robot.policy_double(mode)
-    robot.wait_ready()
-    result = robot.send(time_limit=60.0).result()
-    assert result.code == Result.MODEL_FAULT
-    assert text in result.message
-    # Two good chunks were published; word of the fault may overtake them.
-    robot.wait_for(lambda: len(robot.chunks) == 2, 20.0, "the chunks before the fault")
-    assert result.chunks <= 2
-
-
-def test_heartbeat_goes_on_while_the_model_hangs(robot):
-    robot.run_executor(chunk_timeout=4.0)
-    robot.policy_double("hangs")
-    robot.wait_ready()
-    task = robot.running(robot.send(time_limit=60.0))
-    result = task.result()
-    # The robot stops because chunks stay away, not because the policy seems dead.
-    assert result.code == Result.CHUNK_STALE, result.message
-    stamps = [seconds(s.header.stamp) for s in robot.policy if s.task_id]
-    assert len(stamps) / (stamps[-1] - stamps[0]) >= 20.0
-
-
-def test_camera_that_stops_during_a_task(robot):
-    relay = robot.relay(Image, CAMERA, "relayed")
-    robot.run_executor()
-    robot.policy_double("sound", remap={CAMERA: "relayed"})
-    robot.wait_ready()
-    task = robot.running(robot.send(time_limit=60.0))
-    relay.change = None
-    result = task.result()
-    assert result.code == Result.CAMERA_STALE
-    assert "camera ego on camera/ego/image_raw" in result.message
-    assert "allowed 0.5 s" in result.message
-    # The result may come before the heartbeat that made it.
-    faults = robot.wait_for(lambda: [s for s in robot.policy if s.state == State.STATE_FAULT], 5.0, "a fault")
-    before = robot.policy[: robot.policy.index(faults[0])]
-    assert any(s.state == State.STATE_WAITING and s.task_id == faults[0].task_id for s in before)
-    assert any(s.stop_duration < 0.3 for s in robot.executor if s.code == Result.CAMERA_STALE)
-
-    relay.change = lambda message: message
-    assert robot.send(time_limit=2.0).result().code == Result.TIME_LIMIT
-
-
-def test_image_of_another_encoding_or_size(robot):
-    relay = robot.relay(Image, CAMERA, "relayed")
-    robot.run_executor()
-    robot.policy_double("sound", remap={CAMERA: "relayed"})
-    robot.wait_ready()
-
-    def grey(message: Image) -> Image:
-        message.encoding, message.step = "mono8", message.width
-        message.data = message.data[: message.width * message.height]
-        return message
-
-    def half(message: Image) -> Image:
-        message.height //= 2
-        message.data = message.data[: message.step * message.height]
-        return message
-
-    def torn(message: Image) -> Image:
-        message.data = message.data[:-1]
-        return message
-
-    for change, text in (
-        (grey, "encoding mono8, expected rgb8 or bgr8"),
-        (half, "size 128x64, expected 128x128"),
-        (torn, "49151 bytes in rows of 384 for 128x128 rgb8"),
-    ):
-        relay.change = change
-        # The clocks of the nodes may differ by a step: no good image may be as new as the task.
-        robot.wait_for(lambda: relay.passed >= 5, 20.0, "changed images")
-        result = robot.send(time_limit=60.0).result()
-        assert result.code == Result.IMAGE_INVALID, result.message
-        assert text in result.message
-        assert result.chunks == 0
 
 
 def test_camera_without_a_publisher_fails_configure(stack):
