@@ -21,13 +21,19 @@ TASK ?=
 export TASK
 EPISODES ?=
 SEED ?=
-TESTS ?= test
+TESTS ?=
+COUNT ?= 20
+# Real time on all cores, one test after the other; the other rooms share the cores.
+ros_tests := test/bench test/demo test/nodes test/packaging
+free_tests := $(filter-out $(ros_tests),$(patsubst %/,%,$(wildcard test/*/)))
+pytest := tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test faults lint bench clean
 
 help:
 	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED='
 	@echo 'make test     all tests                  TESTS=test/motion'
+	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
 	@echo 'make bench    benchmarks, also as out/bench.json'
 	@echo 'make setup    only what the others need first'
@@ -43,8 +49,18 @@ demo: setup
 	  $(if $(TASK),--task "$$TASK") $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SEED),--seed $(SEED))
 
 test: setup
-	@tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml $(TESTS)
+ifdef TESTS
+	@$(pytest) $(TESTS)
+else
+	@status=0; \
+	OMP_NUM_THREADS=1 $(pytest) --numprocesses auto --dist loadfile $(free_tests) || status=1; \
+	$(pytest) --cov-append $(ros_tests) || status=1; \
+	exit $$status
+endif
 	@tools/with_ros coverage report --format=total | sed 's/.*/coverage: & %/'
+
+faults: setup
+	@tools/with_ros python -m qwen_vla_ros.bench._faults --count $(COUNT)
 
 lint: setup
 	@$(bin)/ruff format --check .

@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from qwen_vla_ros.model.checkpoint import load_checkpoint
+from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import load_configuration, parse_configuration
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.schedule import learning_rate
-from qwen_vla_ros.training.trainer import Trainer, prepare
+from qwen_vla_ros.training.trainer import Trainer, prepare, take_weights
 
 BODIES = ("franka_panda", "tiago_base")
 SHIPPED = Path(__file__).parents[2] / "config" / "training" / "tiny.yaml"
@@ -103,6 +104,24 @@ def test_checkpoint_holds_average_and_statistics(trainer, tmp_path):
         torch.testing.assert_close(stored[name].float(), value, rtol=1e-2, atol=1e-2)
     assert not any("heads" in name for name in stored)
     assert loaded.config.flow.tau_distribution == "beta"
+
+
+def test_a_run_starts_from_a_checkpoint(trainer, micro, tmp_path):
+    before = trainer(tmp_path / "before")
+    before.run(until=2)
+    before.save_checkpoint()
+    model, processor = micro(seed=5)
+    embedding = "backbone.model.language_model.embed_tokens.weight"
+    take_weights(model, processor, before.checkpoint)
+    saved = load_checkpoint(before.checkpoint, dtype=torch.float32)
+    found, expected = model.state_dict(), saved.model.state_dict()
+    here, there = (known.tokenizer.get_vocab() for known in (processor, saved.processor))
+    assert all(torch.equal(found[embedding][here[t]], expected[embedding][there[t]]) for t in there)
+    assert all(torch.equal(found[name], expected[name]) for name in found if "embed_tokens" not in name)
+    with pytest.raises(TrainingError, match=r"only a checkpoint of the same preset"):
+        take_weights(*build_tiny(), before.checkpoint)
+    with pytest.raises(TrainingError, match="nowhere"):
+        take_weights(model, processor, tmp_path / "nowhere")
 
 
 def test_sentences_alone_come_first(trainer, tmp_path):

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs of a checkpoint in the cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from qwen_vla_ros.demo.exporting import ExportFailed, exported
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.policy import Observation, load_policy
+from qwen_vla_ros.resources import checkpoints_directory
+
+SHIPPED = checkpoints_directory() / "qwen_vla_tiny"
+
+
+def test_graphs_are_written_once_and_work(cache):
+    told: list[str] = []
+    first = exported(SHIPPED, lambda: told.append("first"))
+    assert exported(SHIPPED, lambda: told.append("second")) == first
+    assert "second" not in told
+    assert [path for path in first.parent.iterdir() if path.name.startswith("partial")] == []
+    policy = load_policy(first, "cpu", backend="onnx")
+    body = load_embodiment("tiago_base")
+    policy.configure(body)
+    images = {body.cameras[0].view: np.zeros((128, 128, 3), dtype=np.uint8)}
+    chunk = policy.infer(Observation(images, "drive to the red pillar", 0.0), seed=0)
+    assert chunk.shape == (body.horizon, body.layout.count)
+
+
+def test_a_broken_checkpoint_is_named_and_leaves_nothing(tmp_path, cache):
+    broken = tmp_path / "broken"
+    shutil.copytree(SHIPPED, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["action_expert"]["hidden_size"] = 64
+    (broken / "config.json").write_text(json.dumps(config))
+    before = set((cache / "qwen_vla_ros" / "onnx").glob("*"))
+    with pytest.raises(ExportFailed, match=str(broken)):
+        exported(broken)
+    assert set((cache / "qwen_vla_ros" / "onnx").glob("*")) == before
