@@ -38,7 +38,7 @@ def start(context: LaunchContext) -> list:
             output="screen",
         )
 
-    actions = [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device"))]
+    actions = [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device", "backend"))]
     if value("visualizer") == "true":
         actions.append(node("visualizer", ("robot_description",)))
     if value("rviz") == "true":
@@ -61,6 +61,7 @@ def generate_launch_description() -> LaunchDescription:
         ("embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file.", None),
         ("checkpoint", "", "Checkpoint folder; empty: the shipped one.", None),
         ("device", "auto", "auto, cpu, cuda, cuda:1, ...", None),
+        ("backend", "auto", "auto, eager, engine, onnx, or scripted: small motions without a model.", None),
         ("params_file", "", "YAML file of node parameters; it wins over the other arguments.", None),
         ("robot_description", "", "URDF file for the visualizer; empty: topic robot_description.", None),
         ("use_sim_time", "false", "Follow /clock.", TRUTH),

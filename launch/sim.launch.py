@@ -18,7 +18,9 @@ def start(context: LaunchContext) -> list:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    parameters = {name: ParameterValue(value(name), value_type=str) for name in ("embodiment", "task")}
+    parameters = {
+        name: ParameterValue(value(name), value_type=str) for name in ("embodiment", "model", "task")
+    }
     parameters["seed"] = int(value("seed"))
     return [
         Node(
@@ -40,6 +42,7 @@ def generate_launch_description() -> LaunchDescription:
     robot = PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py"))
     return LaunchDescription(
         [
+            DeclareLaunchArgument("model", default_value="", description="URDF or MJCF file of the robot."),
             DeclareLaunchArgument("task", default_value="", description="First task; empty: the body's own."),
             DeclareLaunchArgument("seed", default_value="0", description="Seed of the first episode."),
             # Declared before robot.launch.py declares them, so that these defaults count.

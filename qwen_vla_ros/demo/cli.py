@@ -14,7 +14,10 @@ _Seed = Annotated[int, typer.Option(min=0, help="Seed of the first episode.")]
 _Checkpoint = Annotated[str, typer.Option(help="Checkpoint folder; the shipped one by default.")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 _Backend = Annotated[
-    str, typer.Option(help="auto (onnx on a CPU), eager, engine, or onnx for what `qwen-vla export` wrote.")
+    str,
+    typer.Option(
+        help="auto (onnx on a CPU), eager, engine, onnx for what `qwen-vla export` wrote, or scripted."
+    ),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder for pictures, figures and logs.")]
 
@@ -45,10 +48,13 @@ def run(
     checkpoint: _Checkpoint = "",
     device: _Device = "cpu",
     backend: _Backend = "auto",
+    model: Annotated[
+        str, typer.Option(help="URDF or MJCF file that stands for the robot, in place of its own.")
+    ] = "",
     out: _Out = Path("out/run"),
 ) -> None:
-    """Run one simulated body."""
-    _run((embodiment,), task, episodes, seed, checkpoint, device, backend, out)
+    """Run one simulated body. `--backend scripted` needs no model: it moves joint after joint a little."""
+    _run((embodiment,), task, episodes, seed, checkpoint, device, backend, out, model)
 
 
 def _run(
@@ -60,12 +66,13 @@ def _run(
     device: str,
     backend: str,
     out: Path,
+    model: str = "",
 ) -> None:
     from rich.console import Console
 
     from qwen_vla_ros.demo.run import DemoOptions, run_demo
 
-    options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, backend, out)
+    options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, backend, out, model)
     if not run_demo(options, Console(soft_wrap=True, markup=False, highlight=False)):
         raise typer.Exit(1)
 

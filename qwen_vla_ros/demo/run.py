@@ -46,6 +46,7 @@ class DemoOptions:
         checkpoint: Folder of the checkpoint; empty for the shipped one.
         backend: As the policy node knows it; `auto` on a CPU is onnx, with graphs from the user's cache.
         out: Receives pictures, summary and logs.
+        model: URDF or MJCF file that stands for the robot; empty for what its embodiment says.
     """
 
     bodies: tuple[str, ...]
@@ -56,6 +57,7 @@ class DemoOptions:
     device: str
     backend: str
     out: Path
+    model: str = ""
 
 
 def run_demo(options: DemoOptions, console: Console) -> bool:
@@ -119,7 +121,8 @@ def _run_body(
     summary = figures(episodes)
     _print_figures(summary, console)
     report.write_plot(episodes[0], embodiment, directory / f"{embodiment.name}.png")
-    _animate(embodiment, episodes[:_ANIMATED_EPISODES], states, directory / f"{embodiment.name}.gif", console)
+    animation = directory / f"{embodiment.name}.gif"
+    _animate(embodiment, options.model, episodes[:_ANIMATED_EPISODES], states, animation, console)
     return episodes, summary
 
 
@@ -129,6 +132,8 @@ def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, di
     if options.checkpoint:
         policy["checkpoint"] = options.checkpoint
     sim = {"embodiment": source, "record": states.resolve()}
+    if options.model:
+        sim["model"] = options.model
     return {"sim": sim, "policy": policy, "executor": common}
 
 
@@ -143,9 +148,12 @@ def _run_episodes(runner: EpisodeRunner, options: DemoOptions, console: Console)
             episode = _next_episode(runner, task, seeds, instruction)
         episodes.append(episode)
         outcome = "reached" if episode.success else "NOT reached"
+        if math.isnan(episode.distance):
+            outcome = "moved, nothing was judged,"
+        left = "" if math.isnan(episode.distance) else f", {100 * episode.distance:.1f} cm"
         console.print(
             f'  episode {number}/{options.episodes}  seed {episode.seed}  "{episode.instruction}"  '
-            f"{outcome} in {episode.elapsed:.1f} s, {100 * episode.distance:.1f} cm"
+            f"{outcome} in {episode.elapsed:.1f} s{left}"
         )
         if _faulted(episode):
             console.print(f"    fault {episode.code}: {episode.message}", style="red")
@@ -165,7 +173,7 @@ def _next_episode(runner: EpisodeRunner, task: str, seeds: Iterator[int], instru
 
 
 def _animate(
-    embodiment: Embodiment, episodes: list[Episode], states: Path, path: Path, console: Console
+    embodiment: Embodiment, model: str, episodes: list[Episode], states: Path, path: Path, console: Console
 ) -> None:
     """Draw the recorded states from the spectator's camera: as good as can be, since nothing waits for it."""
     from qwen_vla_ros.sim import make_world
@@ -175,7 +183,7 @@ def _animate(
     logs = [StateLog.load(file) for file in sorted(states.glob("episode_*.npz"))[1:]]
     frames, captions = [], []
     width, height = _ANIMATION_SIZE
-    with make_world(embodiment) as world, console.status(f"drawing {path}") as status:
+    with make_world(embodiment, model=model or None) as world, console.status(f"drawing {path}") as status:
         for episode, log in zip(episodes, logs, strict=False):
             world.reset(log.task, log.seed)
             times = np.arange(episode.started, episode.started + episode.elapsed, 1.0 / ANIMATION_RATE)

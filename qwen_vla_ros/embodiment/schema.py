@@ -654,6 +654,22 @@ class Embodiment(Record):
         """Joints of all groups, in the order of the groups; those that move an end effector too."""
         return tuple(joint for group in self.actions for joint in getattr(group, "joints", ()))
 
+    def posture(self) -> dict[str, float]:
+        """A posture of all joints, in the units of their groups: `home`, or where there is none a guess.
+
+        Fractions open; others zero, or the middle of their range where zero is outside.
+        """
+        if self.home:
+            return dict(self.home)
+        found = {}
+        for group in self.actions:
+            part: Any = getattr(group, "ik", None) or group
+            for k, name in enumerate(getattr(part, "joints", ())):
+                low, high = map(float, part.limits.position[k])
+                middle = 0.0 if low <= 0.0 <= high else 0.5 * (low + high)
+                found[name] = high if getattr(group, "unit", "") == "fraction" else middle
+        return found
+
     def check_against(self, K: int, H: int) -> None:
         """Make sure that a checkpoint's action tensor (H, K) holds this embodiment.
 

@@ -14,7 +14,7 @@ from qwen_vla_ros.policy.interface import (
     PolicyInfo,
 )
 
-BACKENDS = ("auto", "eager", "engine", "onnx")
+BACKENDS = ("auto", "eager", "engine", "onnx", "scripted")
 # Names a folder that `qwen-vla export` wrote.
 MANIFEST = "onnx.json"
 
@@ -39,7 +39,8 @@ def load_policy(
         threads: CPU threads of the model in this process; one less than there are CPUs without it, at
             least 1.
         backend: `eager`: torch, operation by operation; `engine`: torch at fixed shapes, traced or as a CUDA
-            graph; `onnx`: onnxruntime, without torch; `auto`: onnx for an exported folder, else eager.
+            graph; `onnx`: onnxruntime, without torch; `auto`: onnx for an exported folder, else eager;
+            `scripted`: no model and no checkpoint, small motions to bring up a robot.
 
     Raises:
         CheckpointError: The folder is not a usable checkpoint; names the file and what to do.
@@ -50,6 +51,10 @@ def load_policy(
     if backend == "auto":
         exported = (Path(checkpoint) / MANIFEST).is_file() if checkpoint else False
         backend = "onnx" if exported else "eager"
+    if backend == "scripted":
+        from qwen_vla_ros.policy.scripted import ScriptedPolicy
+
+        return ScriptedPolicy()
     if backend == "onnx":
         from qwen_vla_ros.policy.onnx import OnnxPolicy  # onnxruntime
 

@@ -115,6 +115,7 @@ def _model_of(embodiment: Embodiment, simulation: Simulation) -> Path | None:
 
 
 def _wanted(embodiment: Embodiment, simulation: Simulation) -> Iterator[_Wanted]:
+    posture = embodiment.posture()
     for group in embodiment.actions:
         names = getattr(group, "joints", ())
         if not names:
@@ -125,8 +126,7 @@ def _wanted(embodiment: Embodiment, simulation: Simulation) -> Iterator[_Wanted]
         turning = getattr(group, "continuous", ())
         for k, name in enumerate(names):
             low, high = (-math.inf, math.inf) if name in turning else positions[k]
-            # The middle where nothing says more; zero where that is inside.
-            home = embodiment.home.get(name, 0.0 if low <= 0.0 <= high else 0.5 * (low + high))
+            home = posture[name]
             if opening is not None:
                 closed, opened = opening[k]
                 low, high, home = (closed + share * (opened - closed) for share in (low, high, home))
@@ -169,6 +169,8 @@ def _assemble(
             _add_finger(spec, each, _carrier(spec, embodiment, each, wanted))
             robot.urdf = None
             robot.notes.append(f"the model has no joint {each.model!r}: a finger without a real one's shape")
+        if each.model != each.name:
+            robot.urdf = None  # its joints have other names
         robot.joints[each.name] = Joint(each.model, mimics)
         robot.home[each.name] = each.home
     return robot

@@ -23,7 +23,7 @@ class Free(Task):
     """
 
     name = "free"
-    time_limit = 30.0
+    time_limit = 20.0
     tolerance = 0.0
     settings = (EASY,)
 
