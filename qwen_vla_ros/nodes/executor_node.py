@@ -774,7 +774,7 @@ class ExecutorNode(BodyNode):
             if self.count_publishers(writer.topic) > 1:
                 infos = self.get_publishers_info_by_topic(writer.topic)
                 names = [(info.node_name, info.node_namespace) for info in infos]
-                if names := [f"{n[1].rstrip('/')}/{n[0]}" for n in names if n != own]:
+                if names := [_full_name(*name) for name in names if name != own]:
                     rivals[writer.topic] = names
         if self._executors > 1:
             rivals[self._status_publisher.topic_name] = [f"another {self.get_fully_qualified_name()}"]
@@ -827,6 +827,11 @@ _APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
 
 def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
     raise RuntimeError("goals are ended by _end_goal")
+
+
+def _full_name(name: str, namespace: str) -> str:
+    # A publisher is discovered before the node that it belongs to.
+    return "a new node" if "UNKNOWN" in name else f"{namespace.rstrip('/')}/{name}"
 
 
 def _ignore(message: ExecutorStatus) -> None:

@@ -214,7 +214,7 @@ def test_second_publisher_of_commands(rig):
     came = rig.stack.executor[-1].header.stamp
     rival = rig.stack.node.create_publisher(JointTrajectory, rig.stack.name("relayed_commands"), qos.RELIABLE)
     try:
-        rig.safe(Result.CONTROLLER_CONTESTED, "test_node also publishes on", seconds(came), 0.3)
+        rig.safe(Result.CONTROLLER_CONTESTED, "also publishes on", seconds(came), 0.3)
         assert task.result().code == Result.CONTROLLER_CONTESTED
     finally:
         rig.stack.node.destroy_publisher(rival)
