@@ -128,7 +128,8 @@ def _run_body(
 
 def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, dict[str, object]]:
     common = {"embodiment": source, "autostart": True, "use_sim_time": True}
-    policy = {**common, "device": options.device, "backend": options.backend}
+    # The world, which has the cameras, starts at the same time.
+    policy = {**common, "device": options.device, "backend": options.backend, "camera_timeout": 60.0}
     if options.checkpoint:
         policy["checkpoint"] = options.checkpoint
     sim = {"embodiment": source, "record": states.resolve()}

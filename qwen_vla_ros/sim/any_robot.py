@@ -78,8 +78,12 @@ def body_from_model(embodiment: Embodiment, model: str | Path | None = None) -> 
     has_base = any(group.kind in _BASE_GROUPS for group in embodiment.actions)
     if has_base:
         base = SlidingBase(PLATFORM, _SLIDES)
-    shape = _measure(robot)
-    _add_servos(robot, embodiment.command_rate, has_base)
+    try:
+        compiled = spec.compile()
+    except ValueError as error:
+        raise SimulationError(f"{path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
+    shape = _measure(robot, compiled)
+    _add_servos(robot, compiled, embodiment.command_rate, has_base)
     spread = _dress(spec, shape, has_base, bool(wanted))
     cameras = _add_cameras(robot, embodiment, simulation, shape, wanted)
     return Body(
@@ -300,13 +304,12 @@ def _add_finger(spec: mujoco.MjSpec, finger: _Wanted, carrier: str) -> None:
 # Servos
 
 
-def _add_servos(robot: _Robot, command_rate: float, has_base: bool) -> None:
+def _add_servos(robot: _Robot, model: mujoco.MjModel, command_rate: float, has_base: bool) -> None:
     """Critically damped position servos; their gains come from the inertia that each joint moves.
 
     kp = M w^2 and kd = 2 M w, M being the greatest diagonal element of the mass matrix over home and some
     postures, and w as the command rate allows: a set-point is followed 2 / w late.
     """
-    model = robot.spec.compile()
     inertia = _inertia(model, robot)
     w = float(np.clip(_STIFFNESS * command_rate, *_FREQUENCIES))
     for joint in robot.joints.values():
@@ -364,8 +367,7 @@ class _Shape:
     frames: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def _measure(robot: _Robot) -> _Shape:
-    model = robot.spec.compile()
+def _measure(robot: _Robot, model: mujoco.MjModel) -> _Shape:
     data = mujoco.MjData(model)
     for name, joint in robot.joints.items():
         data.qpos[model.joint(joint.mujoco).qposadr[0]] = robot.home[name]

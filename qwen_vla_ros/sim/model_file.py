@@ -297,7 +297,6 @@ class _Meshes:
 def _read_mjcf(path: Path, wanted: Collection[str]) -> RobotModel:
     try:
         spec = mujoco.MjSpec.from_file(str(path))
-        spec.compile()
     except ValueError as error:
         raise SimulationError(f"{path}: MuJoCo refuses it: {_line(error)}") from error
     notes: list[str] = []

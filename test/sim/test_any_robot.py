@@ -242,7 +242,7 @@ def test_what_of_a_urdf_cannot_be_used_is_said_and_the_robot_moves(strange):
         (STRANGE, "<sdf/>", r"found <sdf>, expected URDF \(<robot>\) or MJCF"),
         ('name="bend"', 'name="bent"', "has no joint 'bend', expected 'bent'"),
         ('<child link="eye"/>', '<child link="ear"/>', "no link 'ear'"),
-        (STRANGE, "<mujoco><worldbody><geom/></worldbody></mujoco>", "MuJoCo refuses it"),
+        (STRANGE, "<mujoco><worldbody><wrong/></worldbody></mujoco>", "MuJoCo refuses it"),
     ],
 )
 def test_a_broken_model_is_named(strange, before, after, text):
