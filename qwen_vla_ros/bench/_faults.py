@@ -73,6 +73,7 @@ def main() -> int:
         for run in range(1, options.count + 1):
             report, log = Path(folder) / f"{run}.xml", Path(folder) / f"{run}.log"
             command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *SUITE]
+            command += ["-o", "junit_family=legacy"]  # the one that has properties of tests
             with log.open("wb") as stream:
                 code = subprocess.run(
                     [*command, "-k", options.k] if options.k else command,

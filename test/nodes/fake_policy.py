@@ -18,6 +18,7 @@ like:
     dry       three chunks, then no more
     twice     every chunk is sent twice
     swapped   every second chunk comes after the one that follows it
+    stalls    Python stands still for 0.3 s before every chunk, as a model may make it
     mute      chunks, but no heartbeat while a task is active
     stranger  the heartbeat of another embodiment while a task is active
 """
@@ -25,6 +26,7 @@ like:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 
 import numpy as np
@@ -87,6 +89,8 @@ class FakePolicy(Node):
         if seconds - self._last < self._body.execute_steps / self._body.control_rate:
             return
         self._last = seconds
+        if self._mode == "stalls":
+            ctypes.PyDLL(None).usleep(300_000)  # keeps the interpreter's lock
         self._chunks += 1
         self._sequence += 1
         self._send(self._make(now))

@@ -43,7 +43,7 @@ class Rig:
         self.world = stack.sim()
         stack.run_executor(
             remap={"joint_states": "relayed_joints", TOPIC: "relayed_commands"},
-            chunk_timeout=1.5,
+            chunk_timeout=3.0,
             recovery_timeout=1.5,
             max_tracking_error=0.3,
         )
@@ -111,7 +111,7 @@ def _at_allowed_speed(written: Any, begin: int) -> np.ndarray:
     """The commands from `begin` on, which must keep to the velocities of the joints. Shape (n, 7)."""
     rows = written.rows[begin:]
     times = 0.01 * written.periods[begin:][: len(rows) - 1, None]
-    assert len(rows) > 20
+    assert len(rows) > 2
     assert (np.abs(np.diff(rows, axis=0)) <= PANDA.actions[0].limits.velocity * times * (1 + 1e-6)).all()
     return rows
 
@@ -249,6 +249,19 @@ def test_policy_dies_or_sleeps(rig, number):
         rig.end(rig.moving())
 
 
+def test_policy_whose_python_is_late_is_not_lost(rig):
+    task = rig.moving()
+    begin = len(rig.stack.executor)
+    beats = len(rig.stack.policy)
+    rig.stack.set_mode("stalls")
+    rig.stack.running(task, chunks=task.feedback[-1].chunks + 3)
+    stamps = [seconds(s.header.stamp) for s in rig.stack.policy[beats:]]
+    # By the robot's clock, which a busy machine slows; a heartbeat is due every 0.02 s at most.
+    assert max(np.diff(stamps)) > 0.05, "it was not late"
+    assert [s.message for s in rig.stack.executor[begin:] if s.code] == []
+    rig.end(task)
+
+
 # Faults of chunks
 
 
@@ -338,10 +351,12 @@ def test_robot_is_killed_and_restarted(rig):
     task = rig.moving()
     rig.world.kill()
     result = task.result()
+    stood = rig.stack.executor[-1].header.stamp
     assert result.code == Result.JOINT_STATE_STALE
     assert "the clock has stood at" in result.message
     rig.stack.world.clear()
     rig.world = rig.stack.sim()
     rig.stack.wait_for(lambda: rig.stack.world, 40.0, "world_status")
+    rig.stack.wait_for(lambda: rig.stack.executor[-1].header.stamp != stood, 40.0, "the executor's clock")
     rig.heal()
     rig.end(rig.moving())
