@@ -84,12 +84,12 @@ def _stamp(time_s: float) -> TimeMessage:
     return TimeMessage(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
 
 
-def _part(message: JointState, places: list[int]) -> JointState:
-    """Some of the joints, without names."""
+def _part(message: JointState, places: list[int | None]) -> JointState:
+    """Some of the joints, without names; what is not simulated rests at zero."""
     return JointState(
         header=message.header,
-        position=[message.position[place] for place in places],
-        velocity=[message.velocity[place] for place in places],
+        position=[0.0 if place is None else message.position[place] for place in places],
+        velocity=[0.0 if place is None else message.velocity[place] for place in places],
     )
 
 
@@ -226,11 +226,11 @@ class SimNode(Node):
 
     # Set-up
 
-    def _named(self, topic: str) -> list[int] | None:
-        """Joints of a topic whose messages name none or have other names, by place; None for all."""
+    def _named(self, topic: str) -> list[int | None] | None:
+        """Joints of a topic without names, by place, None for what is not simulated; None for all joints."""
         names = self.embodiment.state.joint_names.get(topic)
         known = self._world.joint_names
-        return None if names is None else [known.index(name) for name in names if name in known]
+        return None if names is None else [known.index(name) if name in known else None for name in names]
 
     def _make_views(self) -> list[_View]:
         sent = {camera.view: camera for camera in self.embodiment.cameras}
