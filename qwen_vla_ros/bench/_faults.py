@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SUITE = (
@@ -58,7 +59,7 @@ class Tally:
         for name, runs in self.runs.items():
             times = self.times[name]
             figures = (f"{statistics.median(times):.2f}", f"{max(times):.2f}") if times else ("", "")
-            table.add_row(name, f"{self.passed[name]}/{runs}", *figures)
+            table.add_row(escape(name), f"{self.passed[name]}/{runs}", *figures)
         return table
 
 
@@ -85,7 +86,7 @@ def main() -> int:
                 console.print(log.read_text(errors="replace"), markup=False)
                 raise SystemExit(f"pytest ended with {code}")
             failed = tally.add(report)
-            console.print(f"run {run} of {options.count}: {', '.join(failed) or 'all passed'}")
+            console.print(f"run {run} of {options.count}: {', '.join(failed) or 'all passed'}", markup=False)
             if failed:
                 console.print(log.read_text(errors="replace"), markup=False)
     console.print(tally.table())
