@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from qwen_vla_ros.cli import app
 from qwen_vla_ros.embodiment import denormalise, list_embodiments, load_embodiment
 from qwen_vla_ros.motion.follower import BaseCommand, Follower
-from qwen_vla_ros.policy import Observation, load_policy
+from qwen_vla_ros.policy import Observation, PolicyError, load_policy
 from qwen_vla_ros.policy.scripted import TURN
 from qwen_vla_ros.sim import SimulationError, World, make_world
-from qwen_vla_ros.sim.controllers import SlidingDriveController
+from qwen_vla_ros.sim.controllers import ControllerError, SlidingDriveController
 
 BODIES = [load_embodiment(name) for name in list_embodiments()]
 MODELLED = {body.name: body for body in BODIES if body.simulation and body.simulation.body is None}
@@ -302,3 +308,66 @@ def test_a_mjcf_loses_its_actuators_and_keeps_its_couplings(strange):
         run = perform(world, {1: "bend", 2: "grip"}, 0.3 * TURN)
         assert np.ptp(run.measured, axis=0)[1:] == pytest.approx([0.15, 0.0196], rel=0.1)
         assert world.data.joint("copy").qpos == pytest.approx(world.data.joint("grip").qpos, abs=2e-3)
+
+
+def test_the_tutorial_leads_from_a_urdf_to_motion(tmp_path, monkeypatch):
+    """The commands and pieces of YAML of docs/new_robot.md; `qwen-vla run` is tested with the nodes."""
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[2]
+    page = (root / "docs/new_robot.md").read_text()
+    shutil.copy(root / "embodiments/kinematics/widowx_250s.urdf", "robot.urdf")
+    command = re.search(r"\$ qwen-vla (embodiment new .*)", page).group(1)
+    assert CliRunner().invoke(app, shlex.split(command)).exit_code == 0
+    group, home, simulation = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = Path("my_arm.yaml")
+    text = path.read_text().replace("\nhome:", f"{group}\nhome:")
+    path.write_text(text + home + simulation)
+    command = re.search(r"\$ qwen-vla (embodiment validate .*)", page).group(1)
+    assert CliRunner().invoke(app, shlex.split(command)).exit_code == 0
+    with make_world("my_arm.yaml") as world:
+        said = " ".join(world.body.notes)
+        for note in re.findall(r"^model: (.*)$", page, re.MULTILINE):
+            assert note in said or "camera ego" in note
+        run = perform(world, {2: "elbow"}, 0.3 * TURN)
+        assert np.ptp(run.measured, axis=0)[2] == pytest.approx(0.15, rel=0.1)
+        assert world.render("ego").std() > 10
+
+
+def test_the_scripted_policy_needs_a_home_and_stays_within_the_limits():
+    body = load_embodiment("so101")
+    policy = load_policy(backend="scripted")
+    policy.configure(body)
+    images = {camera.view: np.zeros((4, 4, 3), np.uint8) for camera in body.cameras}
+    limits = np.concatenate([group.limits.position for group in body.actions])
+    home = np.array([body.home[joint] for joint in body.joints])
+    seen = []
+    for second in np.arange(0.0, TURN * len(home), 0.25):
+        chunk = policy.infer(Observation(images, "move", 100.0 + second))
+        assert np.abs(chunk).max() <= 1.0
+        rows = denormalise(chunk, policy.statistics)
+        assert ((rows >= limits[:, 0]) & (rows <= limits[:, 1])).all()
+        # One at a time; a chunk may hold the end of one turn and the begin of the next.
+        moving = np.flatnonzero(np.abs(rows[0] - home) > 1e-6)
+        assert len(moving) <= 1
+        seen += moving.tolist()
+    assert list(dict.fromkeys(seen)) == list(range(len(home)))
+    with pytest.raises(PolicyError, match=r"home: found no arm/shoulder_pan"):
+        policy.configure(body.model_copy(update={"home": {}}))
+
+
+def test_a_sliding_base_is_limited_and_stops_without_commands():
+    drive = SlidingDriveController((0.5, 1.0), (1.0, 2.0), aside=True)
+    drive.accept((2.0, -2.0, 0.5), now=0.0)
+    assert drive.sample(0.0) == (0.0, 0.0, 0.0)
+    assert drive.sample(0.25) == pytest.approx((0.25, -0.25, 0.5))
+    assert drive.sample(0.5) == pytest.approx((0.5, -0.5, 0.5))
+    assert drive.sample(1.1) == pytest.approx((0.0, 0.0, 0.0))
+    with pytest.raises(ControllerError, match="not finite"):
+        drive.accept((np.nan, 0.0, 0.0), now=1.0)
+    drive.update_odometry(np.array([1.0, 2.0, np.pi / 2]), 1.0)
+    drive.update_odometry(np.array([1.0, 2.1, np.pi / 2]), 1.1)
+    assert drive.twist == pytest.approx([1.0, 0.0, 0.0])
+    ahead = SlidingDriveController((0.5, 1.0), (1.0, 2.0), aside=False)
+    ahead.accept((0.0, 0.5, 0.0), now=0.0)
+    ahead.sample(0.0)
+    assert ahead.sample(0.5) == pytest.approx((0.0, 0.0, 0.0))
