@@ -13,7 +13,8 @@ import typer
 from qwen_vla_ros.embodiment import EmbodimentError, load_embodiment
 from qwen_vla_ros.embodiment.checkpoint_facts import CheckpointFolderError, read_checkpoint_facts
 from qwen_vla_ros.embodiment.checkup import Finding, Subject, examine
-from qwen_vla_ros.embodiment.live_checkup import DESCRIPTION, description_broken, examine_live, ros_missing
+from qwen_vla_ros.embodiment.live_checkup import description_broken, examine_live, ros_missing
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION
 from qwen_vla_ros.embodiment.registry import embodiment_file
 from qwen_vla_ros.embodiment.reports import Source
 from qwen_vla_ros.embodiment.urdf import UrdfError, parse_urdf, read_urdf

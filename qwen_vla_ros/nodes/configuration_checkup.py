@@ -11,14 +11,16 @@ from typing import Any
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
-from qwen_vla_ros.embodiment import Embodiment
-from qwen_vla_ros.embodiment import live_checkup as live
+from qwen_vla_ros.embodiment import Embodiment, live_commands, live_inputs
 from qwen_vla_ros.embodiment.checkpoint_facts import CheckpointFolderError, read_checkpoint_facts
 from qwen_vla_ros.embodiment.checkup import STATIC, Check, Finding, Subject, examine
 from qwen_vla_ros.embodiment.graph_facts import Endpoint, Graph, Topic
-from qwen_vla_ros.embodiment.urdf import Urdf, UrdfError, parse_urdf
+from qwen_vla_ros.embodiment.live_checkup import description_broken, own_nodes
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, OWN, sources
+from qwen_vla_ros.embodiment.urdf import Urdf, UrdfError, parse_urdf, read_urdf
 
 from . import qos
 from .graph_reading import (
@@ -34,7 +36,8 @@ from .graph_reading import (
 from .lifecycle import BodyNode, ConfigurationError
 
 # How long a node that is configured waits for robot and controllers to be discovered, and for a URDF [s].
-DISCOVERY, DESCRIPTION_PATIENCE = 1.0, 1.0
+# What is lost in discovery Fast DDS sends again after 3 s.
+DISCOVERY, DESCRIPTION_PATIENCE = 3.5, 2.0
 
 # Named, and no reason to refuse: a task finds them out by itself, or the URDF is not the one that counts.
 REMARKS = ("EXECUTOR_TWICE", "POLICY_TWICE", "COMMAND_CONTESTED", "URDF_JOINT_UNKNOWN", "URDF_FRAME_UNKNOWN")
@@ -55,14 +58,12 @@ def check_policy(node: BodyNode, body: Embodiment, checkpoint: str) -> None:
             facts = read_checkpoint_facts(checkpoint)
         except CheckpointFolderError as error:
             raise ConfigurationError(str(error)) from error
-    topics = {
-        s.topic: read_topic(node, s.topic, "policy") for s in live.sources(body) if s.prefix == "CAMERA"
-    }
+    topics = {s.topic: read_topic(node, s.topic, "policy") for s in sources(body) if s.prefix == "CAMERA"}
     topics["policy_status"] = _with_self(node, "policy_status")
     graph = Graph(node.get_namespace(), topics=topics)
     with _Helper(node) as helper:
         subject = Subject(body, facts, helper.urdf(), graph=graph)
-    _judge(node, body, subject, (*STATIC, live.types, live.cameras_twice, live.own_nodes))
+    _judge(node, body, subject, (*STATIC, live_inputs.types, live_inputs.cameras_twice, own_nodes))
 
 
 def check_executor(node: BodyNode, body: Embodiment, dry_run: bool = False) -> None:
@@ -76,16 +77,21 @@ def check_executor(node: BodyNode, body: Embodiment, dry_run: bool = False) -> N
     """
     topics = _discover(node, body)
     twice = {"executor_status": _with_self(node, "executor_status")}
-    checks: tuple[Check, ...] = (*STATIC, live.types, live.own_nodes)
+    checks: tuple[Check, ...] = (*STATIC, live_inputs.types, own_nodes)
     with _Helper(node) as helper:
         controllers = {}
         if not dry_run:
-            checks += (live.commands_type, live.commands_contested, live.qos_of_commands, live.controllers)
+            checks += (
+                live_commands.commands_type,
+                live_commands.commands_contested,
+                live_commands.qos_of_commands,
+                live_commands.controllers,
+            )
             taken = takers(body, topics)
             wanted = {name: CONTROLLER_PARAMETERS for names in taken.values() for name in names}
             controllers = pick_controllers(taken, ask_parameters(helper.node, wanted, helper.spin))
         cameras = {camera.topic for camera in body.cameras}
-        seen = {name: topic for name, topic in topics.items() if name not in (*cameras, *live.OWN)}
+        seen = {name: topic for name, topic in topics.items() if name not in (*cameras, *OWN)}
         graph = Graph(node.get_namespace(), topics=seen | twice, controllers=controllers)
         subject = Subject(body, None, helper.urdf(), graph=graph)
     _judge(node, body, subject, checks)
@@ -153,9 +159,22 @@ class _Helper:
         return not self._owner.ending.is_set()
 
     def urdf(self) -> Urdf | None:
-        """Of the topic robot_description, if somebody publishes it and it can be read."""
+        """Of the parameter robot_description, or of the topic, if somebody publishes there what can be read.
+
+        Raises:
+            ConfigurationError: the parameter is not a URDF.
+        """
+        given = self._owner.get_parameter_or(DESCRIPTION, Parameter(DESCRIPTION, value="")).value.strip()
+        if not given:
+            return self._heard_urdf()
+        try:
+            return parse_urdf(given.encode(), "robot_description") if given[0] == "<" else read_urdf(given)
+        except UrdfError as error:
+            raise ConfigurationError(f"parameter robot_description: {error}") from error
+
+    def _heard_urdf(self) -> Urdf | None:
         owner = self._owner
-        topic = owner.resolve_topic_name(live.DESCRIPTION)
+        topic = owner.resolve_topic_name(DESCRIPTION)
         if not owner.count_publishers(topic):
             return None
         heard: list[str] = []
@@ -168,5 +187,5 @@ class _Helper:
         try:
             return parse_urdf(heard[0].encode(), topic)
         except UrdfError as error:
-            owner.get_logger().warning(str(live.description_broken(topic, str(error))))
+            owner.get_logger().warning(str(description_broken(topic, str(error))))
             return None

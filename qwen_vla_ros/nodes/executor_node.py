@@ -121,6 +121,12 @@ class ExecutorNode(BodyNode):
             0,
             99,
         )
+        declare(
+            self,
+            "robot_description",
+            "",
+            "URDF, or path of a file with it, to compare with; empty for the topic robot_description",
+        )
         declare(self, "dry_run", False, "Do everything but write to the controllers")
         declare(
             self,

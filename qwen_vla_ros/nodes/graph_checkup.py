@@ -23,7 +23,7 @@ from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.embodiment.graph_facts import Graph, Images, JointStates, Odometry, Topic
-from qwen_vla_ros.embodiment.live_checkup import DESCRIPTION
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION
 from qwen_vla_ros.msg import ExecutorStatus, PolicyStatus
 
 from . import qos

@@ -17,7 +17,7 @@ from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.embodiment.graph_facts import Controller, Endpoint, Topic
-from qwen_vla_ros.embodiment.live_checkup import DESCRIPTION, OWN, is_action, sources
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, OWN, is_action, sources
 
 # Of a controller, as ros2_control names them.
 CONTROLLER_PARAMETERS = (
@@ -28,8 +28,9 @@ CONTROLLER_PARAMETERS = (
     "allow_partial_joints_goal",
     "interpolate_from_desired_state",
 )
-# How long parameter services may take to be discovered, and other nodes to answer [s].
-READY_PATIENCE, ANSWER_PATIENCE = 0.5, 1.0
+# How long parameter services are waited for, and answers [s].
+# What is lost in discovery Fast DDS sends again after 3 s.
+READY_PATIENCE, ANSWER_PATIENCE = 4.0, 2.0
 
 # Passes time and lets callbacks run; False ends the wait.
 Spin = Callable[[], bool]
@@ -100,7 +101,7 @@ def ask_parameters(node: Node, wanted: Mapping[str, Iterable[str]], spin: Spin) 
         wanted: names by full name of a node.
     """
     clients = {other: node.create_client(GetParameters, f"{other}/get_parameters") for other in wanted}
-    _wait(lambda: all(client.service_is_ready() for client in clients.values()), READY_PATIENCE, spin)
+    _wait(lambda: all(c.service_is_ready() for c in clients.values()), READY_PATIENCE, spin)
     # One by one: rclcpp answers nothing at all where one of them is not declared.
     open_ = {
         (other, name)
@@ -109,8 +110,8 @@ def ask_parameters(node: Node, wanted: Mapping[str, Iterable[str]], spin: Spin) 
         for name in names
     }
     found: dict[str, dict[str, Any]] = {}
-    # Again: an answer is lost where the other side has not discovered the client yet.
-    for _ in range(2):
+    # Again and again: an answer is lost where the other side has not discovered the client yet.
+    for _ in range(3):
         asked = {key: clients[key[0]].call_async(GetParameters.Request(names=[key[1]])) for key in open_}
         _wait(partial(_all_done, asked.values()), ANSWER_PATIENCE, spin)
         for (other, name), future in asked.items():

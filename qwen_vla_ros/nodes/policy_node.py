@@ -64,6 +64,12 @@ class PolicyNode(BodyNode):
     def __init__(self, load: Callable[..., Any] = load_policy):
         super().__init__("policy")
         declare(self, "checkpoint", "", "Checkpoint folder; empty for the one that comes with the package")
+        declare(
+            self,
+            "robot_description",
+            "",
+            "URDF, or path of a file with it, to compare with; empty for the topic robot_description",
+        )
         declare(self, "device", "auto", "Torch device, or auto: CUDA where there is some")
         declare(self, "threads", 0, "CPU threads of the model; 0 means one less than there are CPUs", 0, 1024)
         declare(self, "steps", 0, "Euler steps of the flow; 0 for the checkpoint's own", 0, 1000)
@@ -71,7 +77,7 @@ class PolicyNode(BodyNode):
             self,
             "backend",
             "auto",
-            "eager, engine (fixed shapes) or onnx; auto: onnx for an exported folder, else eager",
+            "eager, engine (fixed shapes), onnx, scripted; auto: onnx for an exported folder, else eager",
         )
         declare(self, "handover", "", "As of the executor: with rtc each chunk continues the one before")
         declare(self, "seed", -1, "Seed of every task; -1 for chance", -1, 2**31 - 1)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_vla_ros.embodiment import list_embodiments, live_checkup, load_embodiment
-from qwen_vla_ros.embodiment.checkup import STATIC, Subject, examine
+from qwen_vla_ros.embodiment import list_embodiments, live_checkup, live_codes, load_embodiment
+from qwen_vla_ros.embodiment.checkup import STATIC, Subject, examine, jointed
 from qwen_vla_ros.embodiment.graph_facts import (
     Controller,
     Endpoint,
@@ -22,7 +22,9 @@ from qwen_vla_ros.embodiment.graph_facts import (
     Odometry,
     Topic,
 )
-from qwen_vla_ros.embodiment.live_checkup import CODES, DESCRIPTION, LIVE, OWN, command_type, examine_live
+from qwen_vla_ros.embodiment.live_checkup import LIVE, examine_live
+from qwen_vla_ros.embodiment.live_codes import CODES
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, OWN, command_type, sources
 
 HERE = Path(__file__).parent
 PANDA = load_embodiment("franka_panda")
@@ -34,7 +36,7 @@ AGES = (0.02,) * len(TIMES)
 def sound(body, namespace=""):
     """A graph in which all is as the embodiment says."""
     topics = {"/clock": Topic("/clock")}
-    for source in live_checkup.sources(body):
+    for source in sources(body):
         topics[source.topic] = Topic(f"{namespace}/{source.topic}", (Endpoint("/driver", source.type),))
     for group in body.actions:
         taker = Endpoint("/controller", command_type(group.controller))
@@ -45,7 +47,7 @@ def sound(body, namespace=""):
     heard = (stamps, AGES, TIMES)
     positions = {
         joint: float(low + high) / 2
-        for joints, _ in live_checkup.jointed(body)
+        for joints, _ in jointed(body)
         for joint, (low, high) in zip(joints.names, joints.position, strict=True)
     }
     states = body.state.joint_states
@@ -207,7 +209,7 @@ def test_every_code_is_tested():
     assert "[ROS_MISSING]" in live
     assert set(CODES) - tested == {"DESCRIPTION_BROKEN"}
     assert "no URDF" in CODES["DESCRIPTION_BROKEN"]
-    source = Path(live_checkup.__file__).read_text()
+    source = "".join(path.read_text() for path in Path(live_checkup.__file__).parent.glob("live_*.py"))
     written = set(re.findall(r'"([A-Z]+_[A-Z_]+)",?$', source, re.MULTILINE))
     prefixed = {
         f"{p}_{s}"
@@ -219,7 +221,7 @@ def test_every_code_is_tested():
 
 def test_the_table_of_the_page_is_that_of_the_code():
     page = (HERE.parents[1] / "docs" / "real_robot.md").read_text()
-    assert live_checkup.table() in page
+    assert live_codes.table() in page
 
 
 def test_an_unused_controller_may_be_partial():

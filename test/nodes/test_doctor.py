@@ -261,7 +261,7 @@ def first_robot(faults):
     images("depth", lambda: picture("16UC1"))
     images("small", lambda: picture(width=4, height=3))
     images("torn", lambda: picture(rows=2))
-    images("slow", every=16)
+    images("slow", every=12)
     images("unstamped", when=lambda now, count: 0.0)
     images("stuck", when=lambda now, count: 1.0)
     images("ahead", when=lambda now, count: now + 5.0)
@@ -354,7 +354,7 @@ def faults(ros_environment):
 )
 def test_every_fault_is_named_and_nothing_else(faults, document, namespace, expected):
     body = parse_embodiment(document)
-    graph, _ = look(body, namespace, duration=1.2)
+    graph, _ = look(body, namespace, duration=1.5)
     findings = list(examine_live(Subject(body, graph=graph)))
     shown = "\n".join(map(str, findings))
     found = Counter((f.code, f.field or f.topic) for f in findings)
@@ -411,7 +411,8 @@ def test_the_executor_refuses_what_its_controllers_say(faults, spawn, tmp_path):
     assert process.end() == 0
 
 
-def test_with_dry_run_controllers_do_not_count(faults, unready):
+def test_with_dry_run_controllers_do_not_count(faults, unready, wait_for):
+    wait_for(lambda: unready.count_subscribers("/first/ordered/commands"), 20.0, "the controller")
     document = {**FIRST, "home": {}}
     document["state"] = {"joint_states": ["/first/joint_states"]}
     document["prompt"] = {"robot_tag": "Robot", "arms": "single"}
@@ -423,7 +424,7 @@ def test_with_dry_run_controllers_do_not_count(faults, unready):
         check_executor(unready, body)
 
 
-def test_the_policy_refuses_what_does_not_fit_its_checkpoint_or_the_urdf(unready, spawn, wait_for):
+def test_the_policy_refuses_what_does_not_fit_its_checkpoint_or_the_urdf(unready):
     checkpoint = str(checkpoints_directory() / "qwen_vla_tiny")
     body = load_embodiment("franka_panda")
     check_policy(unready, body, checkpoint)
@@ -436,9 +437,19 @@ def test_the_policy_refuses_what_does_not_fit_its_checkpoint_or_the_urdf(unready
         '<parent link="a"/><child link="b"/><limit lower="-1" upper="1" velocity="9" effort="1"/>'
         "</joint></robot>"
     )
+    unready.declare_parameter("robot_description", urdf)
+    with pytest.raises(ConfigurationError, match=r"within \[-1, 1\], the URDF.s.*URDF_POSITION"):
+        check_policy(unready, body, "double")
+    unready.set_parameters([Parameter("robot_description", value="/nowhere.urdf")])
+    with pytest.raises(
+        ConfigurationError, match=r"parameter robot_description: /nowhere\.urdf: cannot be read"
+    ):
+        check_policy(unready, body, "double")
+    unready.set_parameters([Parameter("robot_description", value="")])
+    check_policy(unready, body, "double")
     publisher = unready.create_publisher(String, "robot_description", qos.LATCHED)
     publisher.publish(String(data=urdf))
-    with pytest.raises(ConfigurationError, match=r"panda_joint1.*/robot_description|URDF_POSITION"):
+    with pytest.raises(ConfigurationError, match="URDF_POSITION"):
         check_policy(unready, body, "double")
 
 
