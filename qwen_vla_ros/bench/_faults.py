@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 SUITE = (
     "test/nodes/test_faults.py",
@@ -55,7 +55,12 @@ class Tally:
         return failed
 
     def table(self) -> Table:
-        table = Table("fault", "passed", "time to safe, median [s]", "max [s]")
+        table = Table(
+            Column("fault", overflow="fold"),
+            "passed",
+            "time to safe, median [s]",
+            Column("max [s]", no_wrap=True),
+        )
         for name, runs in self.runs.items():
             times = self.times[name]
             figures = (f"{statistics.median(times):.2f}", f"{max(times):.2f}") if times else ("", "")

@@ -153,18 +153,20 @@ def test_lifecycle_manager_configures_and_an_inactive_executor_refuses(stack):
 
     stack.run_executor(autostart=False, use_sim_time=False)
 
-    def transition(number: int) -> bool:
+    def reaches(number: int, expected: int) -> bool:
+        # A request that is answered late is sent again, and then refused: the state counts.
         request = ChangeState.Request(transition=Transition(id=number))
-        return stack.call(ChangeState, "executor/change_state", request).success
+        stack.call(ChangeState, "executor/change_state", request)
+        state = stack.call(GetState, "executor/get_state", GetState.Request()).current_state
+        return state.id == expected
 
-    assert transition(Transition.TRANSITION_CONFIGURE)
+    inactive = LifecycleState.PRIMARY_STATE_INACTIVE
+    assert reaches(Transition.TRANSITION_CONFIGURE, inactive)
     stack.wait_for(stack._client.server_is_ready, 10.0, "the action")
     result = stack.send().result()
     assert result.code == Result.NOT_ACTIVE
-    assert transition(Transition.TRANSITION_ACTIVATE)
+    assert reaches(Transition.TRANSITION_ACTIVATE, LifecycleState.PRIMARY_STATE_ACTIVE)
     stack.wait_for(lambda: stack.executor, 10.0, "executor_status")
-    assert transition(Transition.TRANSITION_DEACTIVATE)
-    assert transition(Transition.TRANSITION_CLEANUP)
-    assert transition(Transition.TRANSITION_CONFIGURE)
-    state = stack.call(GetState, "executor/get_state", GetState.Request()).current_state
-    assert state.id == LifecycleState.PRIMARY_STATE_INACTIVE
+    assert reaches(Transition.TRANSITION_DEACTIVATE, inactive)
+    assert reaches(Transition.TRANSITION_CLEANUP, LifecycleState.PRIMARY_STATE_UNCONFIGURED)
+    assert reaches(Transition.TRANSITION_CONFIGURE, inactive)
