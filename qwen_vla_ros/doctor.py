@@ -30,7 +30,7 @@ def doctor(
     live: Annotated[bool, typer.Option("--live", help="Look at the running system, too.")] = False,
     namespace: Annotated[str, typer.Option(help="ROS namespace of the robot, for --live.")] = "",
     seconds: Annotated[
-        float, typer.Option(min=0.5, max=600.0, help="How long --live listens to messages [s].")
+        float, typer.Option(min=0.5, max=600.0, help="Seconds for which --live listens to messages.")
     ] = 3.0,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
