@@ -19,7 +19,7 @@ import qwen_vla_ros
 
 COMMANDS = (
     ("embodiment", "qwen_vla_ros.embodiment.cli:app", "List, show and validate embodiments; print prompts."),
-    ("doctor", "qwen_vla_ros.doctor:doctor", "Name what does not fit: YAML, checkpoint, URDF, running robot."),
+    ("doctor", "qwen_vla_ros.doctor:doctor", "Name what does not fit: YAML, checkpoint, URDF, robot."),
     ("checkpoint", "qwen_vla_ros.model.cli:app", "Inspect checkpoints and count parameters."),
     ("data", "qwen_vla_ros.training.cli:data", "Make demonstrations in simulation."),
     ("train", "qwen_vla_ros.training.cli:train", "Train a checkpoint."),

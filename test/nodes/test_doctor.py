@@ -404,9 +404,8 @@ def test_the_executor_refuses_what_its_controllers_say(faults, spawn, tmp_path):
     file = tmp_path / "robot.yaml"
     file.write_text(yaml.safe_dump(document))
     process = spawn("executor", parameters={"embodiment": str(file)}, ros_arguments=("-r", "__ns:=/first"))
-    process.wait_for_output(r"\[CONTROLLER_INTERFACE\]", 40.0)
+    process.wait_for_output(r"\[CONTROLLER_(INTERFACE|ORDER)\]", 40.0)
     assert "configure failed: embodiment robot does not fit" in process.output
-    assert "actions[0].joints: /first/ordered/commands: found b1 at 0" in process.output
     assert "Traceback" not in process.output
     assert process.end() == 0
 
@@ -420,8 +419,15 @@ def test_with_dry_run_controllers_do_not_count(faults, unready, wait_for):
     document["actions"] = [{**FIRST["actions"][3], "controller": topic}]
     body = parse_embodiment(document)
     check_executor(unready, body, dry_run=True)
-    with pytest.raises(ConfigurationError, match="CONTROLLER_ORDER"):
-        check_executor(unready, body)
+
+    def refuses():
+        # A busy node may answer too late to be compared.
+        try:
+            check_executor(unready, body)
+        except ConfigurationError as error:
+            return "actions[0].joints: /first/ordered/commands: found b1 at 0" in str(error)
+
+    wait_for(refuses, 40.0, "the order of the controller's joints to be refused")
 
 
 def test_the_policy_refuses_what_does_not_fit_its_checkpoint_or_the_urdf(unready):
