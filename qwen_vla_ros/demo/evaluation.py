@@ -19,6 +19,7 @@ from rich.progress import Progress
 from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 from qwen_vla_ros.nodes.recording import Episode
+from qwen_vla_ros.sim.free import Free
 from qwen_vla_ros.training.card import machine
 from qwen_vla_ros.training.evaluation import PICTURED, Case, Control, Evaluator, tasks_of
 from qwen_vla_ros.training.results import EpisodeResult, Evaluation, make_entry, rms_jerk
@@ -123,12 +124,22 @@ def _pair(text: str) -> tuple[Embodiment, Embodiment]:
     return load_embodiment(names[0]), load_embodiment(names[1])
 
 
+def _judged(embodiment: Embodiment, setting: str) -> list[str]:
+    tasks = [task for task in tasks_of(embodiment, setting) if task != Free.name]
+    if not tasks:
+        raise EvaluationFault(
+            f"--embodiment: {embodiment.name}: its simulation has no task with a goal; expected a body "
+            "that has one (docs/simulation.md)"
+        )
+    return tasks
+
+
 def _cases(plan: EvaluationPlan, sources: tuple[str, ...], controls: list[Control]) -> list[tuple[str, Case]]:
     cases = []
     known: dict[str, list[str]] = {}
     for source in sources:
         embodiment = load_embodiment(source)
-        offered = tasks_of(embodiment, plan.setting)
+        offered = _judged(embodiment, plan.setting)
         known[embodiment.name] = offered
         # The easy setting is that of one task a body.
         usual = offered if plan.setting == "full" else offered[:1]
@@ -151,7 +162,7 @@ def _run_pair(
 ) -> None:
     from qwen_vla_ros.training.conventions import convention_swap
 
-    for task in plan.tasks or tasks_of(pair[0], plan.setting)[:1]:
+    for task in plan.tasks or _judged(pair[0], plan.setting)[:1]:
         with _counting(console, "/".join(body.name for body in pair), plan.episodes) as count:
             swap = convention_swap(
                 evaluator.loaded, pair, task, plan.episodes, plan.seed, plan.setting, progress=count

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Names a folder that `qwen-vla export` wrote.
+MANIFEST = "onnx.json"
+
 _FIELDS: dict[str, tuple[type, ...]] = {
     "channels": (list,),
     "q01": (list,),
@@ -45,19 +48,23 @@ class CheckpointFacts:
 def read_checkpoint_facts(folder: str | os.PathLike[str]) -> CheckpointFacts:
     """Read config.json, statistics.json and the tokenizer's tags. Weights are not looked at.
 
+    Of a folder that `qwen-vla export` wrote, the manifest takes the place of config.json.
+
     Raises:
         CheckpointFolderError: see there.
     """
     root = Path(folder)
     if not root.is_dir():
         raise CheckpointFolderError(f"{root}: no such folder; give the folder that holds config.json")
-    config = _read(root / "config.json")
-    expert = config.get("action_expert")
+    exported = (root / MANIFEST).is_file()
+    source = root / (MANIFEST if exported else "config.json")
+    content = _read(source)
+    expert = content if exported else content.get("action_expert")
     channels, horizon = (expert.get(k) if isinstance(expert, dict) else None for k in ("channels", "horizon"))
     if not isinstance(channels, int) or not isinstance(horizon, int) or channels < 1 or horizon < 1:
         raise CheckpointFolderError(
-            f"{root / 'config.json'}: found no action_expert with channels and horizon; expected a Qwen-VLA "
-            "checkpoint (docs/model.md)"
+            f"{source}: found no {'' if exported else 'action_expert with '}channels and horizon; expected a "
+            "Qwen-VLA checkpoint (docs/model.md)"
         )
     statistics = _read(root / "statistics.json")
     for name, entry in statistics.items():

@@ -195,11 +195,11 @@ class _Ear:
         self._node = node
         self._body = body
         self._began = time.monotonic()
-        self._subscriptions: list[Any] = []
+        self._heard: list[Any] = []
         # Of each message: stamp, arrival, and what each clock said then; "" is the computer's own.
         self._times: defaultdict[str, list[tuple[float, float, dict[str, float]]]] = defaultdict(list)
         self._clocks: dict[str, list[float]] = {}
-        self._clock = ""
+        self._clock_topic = ""
         self._topics: dict[str, str] = {}
         self._pictures: dict[str, list[Any]] = {}
         self._forms: defaultdict[str, set[tuple[str, int, int]]] = defaultdict(set)
@@ -243,14 +243,14 @@ class _Ear:
     @property
     def clock(self) -> list[float]:
         """Stamps of the chosen clock."""
-        return self._clocks.get(self._clock, [])
+        return self._clocks.get(self._clock_topic, [])
 
     def choose_clock(self, topic: str) -> None:
         """Judge ages by this clock; empty for the computer's own."""
-        self._clock = topic
+        self._clock_topic = topic
 
     def leave(self) -> None:
-        for subscription in self._subscriptions:
+        for subscription in self._heard:
             self._node.destroy_subscription(subscription)
 
     def images(self, view: str) -> Images:
@@ -277,12 +277,12 @@ class _Ear:
         notes = self._times[key]
         return (
             tuple(stamp for stamp, _, _ in notes),
-            tuple(said.get(self._clock, math.nan) - stamp for stamp, _, said in notes),
+            tuple(said.get(self._clock_topic, math.nan) - stamp for stamp, _, said in notes),
             tuple(arrival for _, arrival, _ in notes),
         )
 
     def _listen(self, kind: type, topic: str, callback: Callable[[Any], None], profile: Any) -> None:
-        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, profile))
+        self._heard.append(self._node.create_subscription(kind, topic, callback, profile))
 
     def _note(self, key: str, header: Any) -> None:
         said = {topic: stamps[-1] for topic, stamps in self._clocks.items() if stamps}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen_vla_ros.embodiment.checkpoint_facts import MANIFEST
 from qwen_vla_ros.policy.interface import (
     Continuation,
     Observation,
@@ -15,8 +16,6 @@ from qwen_vla_ros.policy.interface import (
 )
 
 BACKENDS = ("auto", "eager", "engine", "onnx", "scripted")
-# Names a folder that `qwen-vla export` wrote.
-MANIFEST = "onnx.json"
 
 
 def load_policy(
@@ -72,6 +71,7 @@ def load_policy(
 
 
 __all__ = [
+    "MANIFEST",
     "Continuation",
     "Observation",
     "ObservationError",

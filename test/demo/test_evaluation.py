@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -52,7 +53,9 @@ def test_an_entry_for_each_body_and_control(tmp_path):
 
 
 @pytest.mark.usefixtures("ros_environment")
-def test_the_same_scene_through_the_nodes(tmp_path):
+def test_the_same_scene_through_the_nodes(tmp_path, monkeypatch):
+    # The command takes a domain for its process, which is this one.
+    monkeypatch.setenv("ROS_DOMAIN_ID", os.environ["ROS_DOMAIN_ID"])
     path = tmp_path / "results.json"
     found = run("--ros", "--embodiment", "tiago_base", "--episodes", 1, "--seed", 70, "--json", path)
     assert found.exit_code == 0, found.output
@@ -84,7 +87,7 @@ def test_faults_are_one_line(arguments, message, tmp_path, monkeypatch):
     assert "Traceback" not in found.output
 
 
-def test_a_robot_without_a_simulated_body():
+def test_a_robot_without_a_task_that_can_be_judged():
     found = run("--embodiment", "widowx", "--control", "expert")
     assert found.exit_code == 1
-    assert "no simulated body" in found.stderr
+    assert "widowx: its simulation has no task with a goal" in found.stderr

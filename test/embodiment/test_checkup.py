@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -417,12 +418,17 @@ def test_own_normalisation_needs_no_statistics():
     assert examine(Subject(body, replace(FACTS, statistics={}))) == []
 
 
-def test_facts_of_the_checkpoint_that_comes_along():
+def test_facts_of_the_checkpoint_that_comes_along(tmp_path):
     folder = resources.checkpoints_directory() / "qwen_vla_tiny"
     facts = read_checkpoint_facts(folder)
     config = json.loads((folder / "config.json").read_text())["action_expert"]
     assert (facts.channels, facts.horizon) == (config["channels"], config["horizon"])
     assert "ego" in facts.views
+    # An export has a manifest in place of config.json.
+    for name in ("statistics.json", "tokenizer.json", "processor_config.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    (tmp_path / "onnx.json").write_text(json.dumps({"horizon": facts.horizon, "channels": facts.channels}))
+    assert read_checkpoint_facts(tmp_path) == replace(facts, folder=str(tmp_path))
     for name in facts.statistics:
         assert not [f for f in examine(Subject(load_embodiment(name), facts)) if not f.warning]
 
