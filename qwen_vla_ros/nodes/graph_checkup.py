@@ -195,7 +195,7 @@ class _Ear:
         self._node = node
         self._body = body
         self._began = time.monotonic()
-        self._heard: list[Any] = []
+        self._ears: list[Any] = []
         # Of each message: stamp, arrival, and what each clock said then; "" is the computer's own.
         self._times: defaultdict[str, list[tuple[float, float, dict[str, float]]]] = defaultdict(list)
         self._clocks: dict[str, list[float]] = {}
@@ -250,7 +250,7 @@ class _Ear:
         self._clock_topic = topic
 
     def leave(self) -> None:
-        for subscription in self._heard:
+        for subscription in self._ears:
             self._node.destroy_subscription(subscription)
 
     def images(self, view: str) -> Images:
@@ -282,7 +282,7 @@ class _Ear:
         )
 
     def _listen(self, kind: type, topic: str, callback: Callable[[Any], None], profile: Any) -> None:
-        self._heard.append(self._node.create_subscription(kind, topic, callback, profile))
+        self._ears.append(self._node.create_subscription(kind, topic, callback, profile))
 
     def _note(self, key: str, header: Any) -> None:
         said = {topic: stamps[-1] for topic, stamps in self._clocks.items() if stamps}
