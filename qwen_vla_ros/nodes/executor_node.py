@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from .diagnostics import Diagnostics, Health
 from .executor_health import ExecutorHealth
 from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
+from .priority import run_first
 from .transforms import yaw_of
 from .watchdog import Trouble, Watchdog
 
@@ -299,8 +299,7 @@ class ExecutorNode(BodyNode):
         if not priority:
             return
         try:
-            for thread in os.listdir("/proc/self/task"):
-                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+            run_first(priority)
         except OSError as error:
             self.get_logger().info(
                 f"runs without real-time priority {priority} ({error}); docs/nodes.md says how to allow it"

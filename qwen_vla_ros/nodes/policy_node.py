@@ -29,6 +29,7 @@ from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode
+from .priority import LIFE, run_first
 
 Result = ExecuteTask.Result
 State = PolicyStatus
@@ -129,6 +130,11 @@ class PolicyNode(BodyNode):
 
     def configure(self, embodiment: Embodiment) -> None:
         began = time.monotonic()
+        try:
+            # A model takes all the processor that it gets; the process must not look dead for that.
+            run_first(1, LIFE)
+        except OSError as error:
+            self.get_logger().debug(f"signs of life are given at the priority of the model: {error}")
         if embodiment.prompt.state and len(embodiment.joints) != embodiment.layout.count:
             raise ConfigurationError(
                 f"embodiment {embodiment.name}: prompt.state needs joints in every group"

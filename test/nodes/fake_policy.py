@@ -40,6 +40,7 @@ from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes.priority import LIFE, run_first
 
 
 class FakePolicy(Node):
@@ -157,7 +158,10 @@ class FakePolicy(Node):
 def main() -> None:
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.spin(FakePolicy(*sys.argv[1:3]))
+        node = FakePolicy(*sys.argv[1:3])
+        with contextlib.suppress(PermissionError):
+            run_first(1, LIFE)
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":
