@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
@@ -72,7 +73,11 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
     position = dict(body.home)
     stamps: list[int] = []
     policy: list[PolicyStatus] = []
-    image = Image(height=128, width=128, step=384, encoding="rgb8", data=bytes(128 * 128 * 3))
+    # Two in turn: a camera that repeats one picture while the robot moves counts as frozen.
+    images = itertools.cycle(
+        Image(height=128, width=128, step=384, encoding="rgb8", data=bytes([shade]) * (128 * 128 * 3))
+        for shade in (0, 1)
+    )
 
     def obey(message: JointTrajectory, info: dict) -> None:
         stamps.append(info["source_timestamp"])
@@ -84,6 +89,7 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
         joints.publish(message)
 
     def picture() -> None:
+        image = next(images)
         image.header.stamp = node.get_clock().now().to_msg()
         camera.publish(image)
 
