@@ -382,7 +382,7 @@ def test_a_sound_robot_has_no_finding(stack):
     stack.node.create_subscription(Image, stack.name("camera/ego/image_raw"), seen.append, qos.IMAGE)
     stack.wait_for(lambda: len(seen) > 2, 60.0, "images")
     arguments = ["doctor", "--embodiment", "franka_panda", "--live", "--namespace", stack.namespace]
-    result = CliRunner().invoke(app, [*arguments, "--seconds", "1.5", "--json"])
+    result = CliRunner().invoke(app, [*arguments, "--seconds", "5", "--json"])
     found = json.loads(result.stdout)
     assert found["findings"] == [], result.stdout
     assert (found["errors"], result.exit_code) == (0, 0)
@@ -403,8 +403,15 @@ def test_the_executor_refuses_what_its_controllers_say(faults, spawn, tmp_path):
     document["prompt"] = {"robot_tag": "Robot", "arms": "single"}
     file = tmp_path / "robot.yaml"
     file.write_text(yaml.safe_dump(document))
-    process = spawn("executor", parameters={"embodiment": str(file)}, ros_arguments=("-r", "__ns:=/first"))
-    process.wait_for_output(r"\[CONTROLLER_(INTERFACE|ORDER)\]", 40.0)
+    for _ in range(3):
+        process = spawn(
+            "executor", parameters={"embodiment": str(file)}, ros_arguments=("-r", "__ns:=/first")
+        )
+        said = process.wait_for_output(r"\[CONTROLLER_(INTERFACE|ORDER)\]|: configured for", 40.0).group()
+        if "CONTROLLER" in said:
+            break
+        process.end()  # a controller answered too late to be compared
+    assert "CONTROLLER" in said
     assert "configure failed: embodiment robot does not fit" in process.output
     assert "Traceback" not in process.output
     assert process.end() == 0
