@@ -21,5 +21,8 @@ def run_first(priority: int, names: str = "") -> None:
         OSError: The system does not allow it (docs/nodes.md).
     """
     for thread in Path("/proc/self/task").iterdir():
-        if (thread / "comm").read_text().startswith(names):
-            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
+        try:
+            if (thread / "comm").read_text().startswith(names):
+                os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
