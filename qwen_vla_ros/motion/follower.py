@@ -12,11 +12,20 @@ import numpy as np
 from qwen_vla_ros.embodiment import Embodiment
 
 from .base import History, wrap
-from .groups import BaseCommand, Command, JointCommand, JointGroup, TipGroup, UnsupportedGroup, make_groups
+from .groups import (
+    BaseCommand,
+    Command,
+    JointCommand,
+    JointGroup,
+    TipGroup,
+    UnsupportedGroup,
+    join,
+    make_groups,
+)
 from .guard import BaseGuard, JointGuard
 from .homing import Passage
 from .kinematics import Kinematics
-from .stop import MotionError
+from .stop import Limits, MotionError
 from .timeline import ChunkRefused, Timeline
 
 # Set-points are looked at this far ahead: it smooths what a model says, and lags nothing [s].
@@ -75,7 +84,6 @@ class Follower:
         self.period = 1.0 / embodiment.command_rate
         self._look_ahead = max(LOOK_AHEAD, 3 * self.period)
         self._groups = make_groups(embodiment, self.period, self._look_ahead, kinematics or {})
-        self._guards: list[JointGuard | BaseGuard] = []
         self._part: list[slice] = []  # columns in a chunk
         self._inner: list[slice] = []  # channels of the timeline
         self._used: list[slice] = []  # joints
@@ -85,11 +93,20 @@ class Follower:
             self._inner.append(slice(width, width + group.width))
             self._used.append(slice(joints, joints + len(group.joints)))
             width, joints = self._inner[-1].stop, self._used[-1].stop
-            if isinstance(group, JointGroup | TipGroup):
-                self._guards.append(JointGuard(group.joints, group.limits, self.period))
-            else:
-                bounds = group.velocity, group.acceleration, group.jerk
-                self._guards.append(BaseGuard(group.name, *bounds, self.period))
+        self._joint_groups = [group for group in self._groups if isinstance(group, JointGroup | TipGroup)]
+        self._base_groups = [group for group in self._groups if not isinstance(group, JointGroup | TipGroup)]
+        self._moved = join(self._groups, self.period, self._look_ahead)
+        others = [group for group in self._groups if not isinstance(group, JointGroup)]
+        self._movers = [*([self._moved] if self._moved else []), *others]
+        self._guards = [
+            BaseGuard(group.name, group.velocity, group.acceleration, group.jerk, self.period)
+            for group in self._base_groups
+        ]
+        self._joint_guard = JointGuard(
+            tuple(joint for group in self._joint_groups for joint in group.joints),
+            Limits.joined([group.limits for group in self._joint_groups]),
+            self.period,
+        )
         step = 1.0 / embodiment.control_rate
         self.timeline = Timeline(
             width,
@@ -129,7 +146,7 @@ class Follower:
 
     @property
     def resting(self) -> bool:
-        return all(group.resting for group in self._groups)
+        return all(mover.resting for mover in self._movers)
 
     def kinematics(self, group: str) -> Kinematics:
         """Kinematics of an end-effector group. Raises KeyError when there is no such group."""
@@ -143,9 +160,11 @@ class Follower:
         """
         measured = self._measured(now)
         joints, pose = self._states(now)
-        for group, guard, used in zip(self._groups, self._guards, self._used, strict=True):
+        for group, used in zip(self._groups, self._used, strict=True):
             group.start(joints[used], pose)
-            guard.start(group.commanded)
+        self._joint_guard.start(self._commanded_joints())
+        for base, guard in zip(self._base_groups, self._guards, strict=True):
+            guard.start(base.commanded)
         self.timeline.clear(measured)
         self._now = now
 
@@ -244,22 +263,18 @@ class Follower:
             MotionError: no motion within the limits could be computed.
         """
         time = now - self._home_began + self._look_ahead
-        commands: list[Command] = []
-        for group in self._groups:
-            if isinstance(group, JointGroup | TipGroup):
-                commands.append(group.lead(*self._passages[group.name].sample(time)))
-            else:
-                commands.append(group.brake())
-        return self._checked(commands)
+        for group in self._joint_groups:
+            group.lead(*self._passages[group.name].sample(time))
+        for base in self._base_groups:
+            base.brake()
+        return self._commands()
 
     @property
     def homed(self) -> bool:
         """The way that `start_home` began is over: all joints rest at its end."""
-        return all(
-            group.resting
-            and np.abs(group.commanded - self._passages[group.name].target).max() < HOME_TOLERANCE
-            for group in self._groups
-            if isinstance(group, JointGroup | TipGroup)
+        return self.resting and all(
+            np.abs(group.commanded - self._passages[group.name].target).max() < HOME_TOLERANCE
+            for group in self._joint_groups
         )
 
     def plan(self, stamp: float) -> Plan:
@@ -294,11 +309,10 @@ class Follower:
         here = ahead if self._all_ahead else self.timeline.sample(now + self.period)
         newest = self.pose.newest
         pose = None if newest is None else newest[1]
-        commands: list[Command] = []
         for group, inner in zip(self._groups, self._inner, strict=True):
             setpoint = ahead if group.looks_ahead else here
-            commands.append(group.step(setpoint.position[inner], setpoint.velocity[inner], pose))
-        return self._checked(commands)
+            group.step(setpoint.position[inner], setpoint.velocity[inner], pose)
+        return self._commands()
 
     def brake(self) -> list[Command]:
         """Commands for the next period on the fastest way to rest that the limits allow.
@@ -306,7 +320,9 @@ class Follower:
         Raises:
             MotionError: no motion within the limits could be computed.
         """
-        return self._checked([group.brake() for group in self._groups])
+        for group in self._groups:
+            group.brake()
+        return self._commands()
 
     def _watch(self, now: float) -> None:
         if now < self._now:
@@ -314,10 +330,17 @@ class Follower:
             self.timeline.clear(self.timeline.sample(self._now).position)
         self._now = now
 
-    def _checked(self, commands: list[Command]) -> list[Command]:
-        for group, guard in zip(self._groups, self._guards, strict=True):
-            guard.check(group.commanded)
-        return commands
+    def _commands(self) -> list[Command]:
+        """What all groups are told now, after the last look."""
+        if self._moved is not None:
+            self._moved.advance()
+        self._joint_guard.check(self._commanded_joints())
+        for base, guard in zip(self._base_groups, self._guards, strict=True):
+            guard.check(base.commanded)
+        return [group.command() for group in self._groups]
+
+    def _commanded_joints(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0), *(group.commanded for group in self._joint_groups)])
 
     def _states(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:
         joints = self.joints.at(stamp)

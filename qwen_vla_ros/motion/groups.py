@@ -69,6 +69,51 @@ class BaseCommand:
 Command = JointCommand | BaseCommand
 
 
+class Joints:
+    """The joints of all groups that are told joints: one plan for all costs little more than one for each.
+
+    Groups say where to, `advance` goes there.
+
+    Args:
+        limits: of each group.
+    """
+
+    def __init__(self, limits: Sequence[Limits], period: float, look_ahead: float):
+        self.tracker = JointTracker(Limits.joined(limits), period, look_ahead)
+        self._position, self._velocity = np.zeros((2, len(self.tracker.limits)))
+        self._braking = True
+
+    @property
+    def resting(self) -> bool:
+        return self.tracker.state.resting
+
+    def start(self, part: slice, position: np.ndarray) -> None:
+        """A group rests at a position. Shape (n,)."""
+        whole = self.tracker.state.position.copy()
+        whole[part] = position
+        self.tracker.reset(whole)
+
+    def aim(self, part: slice, position: np.ndarray, velocity: np.ndarray) -> None:
+        """Where a group is to be after the look-ahead, and how fast. Shapes (n,)."""
+        self._position[part], self._velocity[part] = position, velocity
+        self._braking = False
+
+    def brake(self) -> None:
+        """All joints go one period towards rest next."""
+        self._braking = True
+
+    def advance(self) -> None:
+        """One period on.
+
+        Raises:
+            MotionError: not even braking can be computed.
+        """
+        if self._braking:
+            self.tracker.brake()
+        else:
+            self.tracker.step(self._position, self._velocity)
+
+
 class JointGroup:
     """Joints, grippers and hands.
 
@@ -79,7 +124,7 @@ class JointGroup:
     looks_ahead = True
     quaternions: tuple[int, ...] = ()
 
-    def __init__(self, group: Any, period: float, look_ahead: float):
+    def __init__(self, group: Any):
         self.name, self.joints = group.name, group.joints
         self.width = len(group.joints)
         self.held = np.full(self.width, group.kind == "gripper")
@@ -92,20 +137,19 @@ class JointGroup:
             closed, opened = group.opening.T
             self._offset, self._scale = closed, opened - closed
         self.limits = joint_limits(group.limits, self.continuous)
-        self._tracker = JointTracker(self.limits, period, look_ahead)
+
+    def join(self, joints: Joints, part: slice) -> None:
+        """Be moved as a part of all joints."""
+        self._moved, self._part = joints, part
 
     @property
     def clamps(self) -> np.ndarray:
-        return self._tracker.clamps
-
-    @property
-    def resting(self) -> bool:
-        return self._tracker.state.resting
+        return self._moved.tracker.clamps[self._part]
 
     @property
     def commanded(self) -> np.ndarray:
         """Last set-point, in the unit of the limits. Shape (n,)."""
-        return self._tracker.state.position
+        return self._moved.tracker.state.position[self._part]
 
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         return (joints - self._offset) / self._scale
@@ -115,7 +159,7 @@ class JointGroup:
         return self.commanded
 
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
-        self._tracker.reset(self.observe(joints, pose))
+        self._moved.start(self._part, self.observe(joints, pose))
 
     def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
         """Absolute set-points of a chunk's rows, and its origin, in the frame of `here`, the present one."""
@@ -151,23 +195,26 @@ class JointGroup:
             return rows - origin
         return np.diff(np.vstack([origin, rows]), axis=0)
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
-        return self.lead(position, velocity)
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
+        self.lead(position, velocity)
 
     def inside(self, joints: np.ndarray) -> np.ndarray:
         """Joints in the unit of the limits. Shape (n,)."""
         return self.observe(joints, None)
 
-    def lead(self, position: np.ndarray, velocity: np.ndarray) -> JointCommand:
+    def lead(self, position: np.ndarray, velocity: np.ndarray) -> None:
         """Follow a path of the joints, given in the unit of the limits. Shapes (n,)."""
-        return self._command(self._tracker.step(position, velocity))
+        self._moved.aim(self._part, position, velocity)
 
-    def brake(self) -> JointCommand:
-        return self._command(self._tracker.brake())
+    def brake(self) -> None:
+        self._moved.brake()
 
-    def _command(self, state: AxisState) -> JointCommand:
+    def command(self) -> JointCommand:
+        state = self._moved.tracker.state
         return JointCommand(
-            self.name, self._offset + self._scale * state.position, self._scale * state.velocity
+            self.name,
+            self._offset + self._scale * state.position[self._part],
+            self._scale * state.velocity[self._part],
         )
 
 
@@ -284,41 +331,40 @@ class TipGroup:
             turn = rotations.multiply(rows[:, 3:], back)
         return np.hstack([shift, rotations.TO[self._rotation](turn)])
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> JointCommand:
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
         goal = self._led(position[:3], position[3:])
         before, lead = self._tracker.state, self._lead
         reach = self.limits.velocity * self._period
         self._lead = approach(self.kinematics, *goal, lead, self.limits, reach, self._rest)
         self._tracker.step(self._lead, (self._lead - lead) / self._period)
-        if not self._safe(before):
-            self._clamps += 1
-            return self.brake()
-        self._at = self.kinematics.pose(self._lead)
-        return self._command()
+        self._take_or_brake(before)
 
     def inside(self, joints: np.ndarray) -> np.ndarray:
         """Joints in the unit of the limits. Shape (n,)."""
         return joints
 
-    def lead(self, position: np.ndarray, velocity: np.ndarray) -> JointCommand:
+    def lead(self, position: np.ndarray, velocity: np.ndarray) -> None:
         """Follow a path of the joints as far as the bounds of the tip allow. Shapes (n,)."""
         before = self._tracker.state
         self._lead = self._tracker.step(position, velocity).position
-        if not self._safe(before):
-            self._clamps += 1
-            return self.brake()
-        self._at = self.kinematics.pose(self._lead)
-        return self._command()
+        self._take_or_brake(before)
 
-    def brake(self) -> JointCommand:
+    def _take_or_brake(self, before: AxisState) -> None:
+        """Keep the step that was made if it is safe, else make one of the way to rest."""
+        if self._safe(before):
+            self._at = self.kinematics.pose(self._lead)
+        else:
+            self._clamps += 1
+            self.brake()
+
+    def brake(self) -> None:
         # The way found last. Axis by axis the brake of the tracker is no longer, so its promise holds on it.
         state = self._tracker.state = self._escape.advance(self._period)
         self._lead = state.position
         self._at = self.kinematics.pose(self._lead)
         self._pace = (self.kinematics.jacobian(self._lead) @ state.velocity).reshape(2, 3)
-        return self._command()
 
-    def _command(self) -> JointCommand:
+    def command(self) -> JointCommand:
         state = self._tracker.state
         return JointCommand(
             self.name, state.position, state.velocity, np.concatenate(self.kinematics.pose(state.position))
@@ -392,6 +438,14 @@ class _Base:
             linear, angular = getattr(group.limits.linear, name), getattr(group.limits.angular, name)
             setattr(self, name, share * [*([linear] * (len(share) - 1)), angular])
 
+    @property
+    def commanded(self) -> np.ndarray:
+        """Last velocity. Shape (n,)."""
+        raise NotImplementedError
+
+    def command(self) -> BaseCommand:
+        return BaseCommand(self.name, self.commanded)
+
 
 class WaypointGroup(_Base):
     """Waypoints of a base, followed by feedback on odometry. Inside: x, y [m], yaw [rad] in its frame."""
@@ -434,13 +488,13 @@ class WaypointGroup(_Base):
     def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
         return relative_to(origin, rows)
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
         if pose is None:
             raise MotionError(f"base {self.name}: no odometry")
-        return BaseCommand(self.name, self._tracker.step(position, velocity, pose))
+        self._tracker.step(position, velocity, pose)
 
-    def brake(self) -> BaseCommand:
-        return BaseCommand(self.name, self._tracker.brake())
+    def brake(self) -> None:
+        self._tracker.brake()
 
 
 class BaseVelocityGroup(_Base):
@@ -482,11 +536,11 @@ class BaseVelocityGroup(_Base):
     def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
         return rows
 
-    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> BaseCommand:
-        return BaseCommand(self.name, self._ramp.step(position))
+    def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
+        self._ramp.step(position)
 
-    def brake(self) -> BaseCommand:
-        return BaseCommand(self.name, self._ramp.brake())
+    def brake(self) -> None:
+        self._ramp.brake()
 
 
 AnyGroup = JointGroup | TipGroup | WaypointGroup | BaseVelocityGroup
@@ -524,7 +578,7 @@ def make_groups(
     groups: list[AnyGroup] = []
     for group in embodiment.actions:
         if group.kind in JOINT_KINDS:
-            groups.append(JointGroup(group, period, look_ahead))
+            groups.append(JointGroup(group))
         elif group.kind == "waypoint":
             groups.append(WaypointGroup(group, period))
         elif group.kind == "base_velocity":
@@ -532,6 +586,19 @@ def make_groups(
         else:
             groups.append(TipGroup(group, kinematics.get(group.name), embodiment.home, period, look_ahead))
     return groups
+
+
+def join(groups: Sequence[AnyGroup], period: float, look_ahead: float) -> Joints | None:
+    """Let the groups that are told joints be moved together; None where there is none."""
+    jointed = [group for group in groups if isinstance(group, JointGroup)]
+    if not jointed:
+        return None
+    joints = Joints([group.limits for group in jointed], period, look_ahead)
+    begin = 0
+    for group in jointed:
+        group.join(joints, slice(begin, begin + group.width))
+        begin += group.width
+    return joints
 
 
 def _kinematics_of(group: Any) -> Kinematics:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .stop import Limits, MotionError
@@ -13,6 +15,8 @@ PRECISION = 1e-8
 
 # And by rounding [fraction of the limit].
 ROUNDING = 1e-6
+
+ORDERS = ("position", "velocity", "acceleration", "jerk")
 
 
 def slack(limit, order: int, period: float) -> np.ndarray:
@@ -42,39 +46,38 @@ class JointGuard:
     def __init__(self, names: tuple[str, ...], limits: Limits, period: float):
         self._names, self._limits, self._period = names, limits, period
         finite = np.where(np.isfinite(limits.upper - limits.lower), limits.upper - limits.lower, 1.0)
-        self._slack = [
-            slack(limit, order, period)
-            for order, limit in enumerate((finite, limits.velocity, limits.acceleration, limits.jerk))
-        ]
+        bounds = limits.velocity, limits.acceleration, limits.jerk
+        # By order of the difference quotient: position, velocity, acceleration, jerk. Shape (4, n).
+        self._slack = np.array([slack(limit, k, period) for k, limit in enumerate((finite, *bounds))])
+        self._bounds = np.array([np.zeros(len(limits)), *bounds])
+        self._allowed = self._bounds + self._slack
+        self._quotients = _quotients(3, period)
         self.start(np.zeros(len(limits)))
 
     def start(self, position) -> None:
         """Begin at rest. A robot that stands outside its limits may come inside. Shape (n,)."""
-        self._past = np.repeat(np.array(position, dtype=float)[None], 3, axis=0)
+        # Relative to the newest position before: differences of small numbers lose nothing to rounding.
+        self._path = np.repeat(np.array(position, dtype=float)[None], 4, axis=0)
         self._lower = np.minimum(self._limits.lower, position)
         self._upper = np.maximum(self._limits.upper, position)
 
     def check(self, position) -> None:
         """Raises MotionError if the next set-point, shape (n,), breaks a limit."""
-        position = np.asarray(position, dtype=float)
-        if not np.isfinite(position).all():
-            raise MotionError(f"command of {', '.join(self._names)} is not finite: {position.tolist()}")
-        path = np.vstack([self._past, position])
-        excess = [np.maximum(self._lower - position, position - self._upper)]
-        bounds = (self._limits.velocity, self._limits.acceleration, self._limits.jerk)
-        for order, bound in enumerate(bounds, start=1):
-            quotient = np.diff(path[-order - 1 :], n=order, axis=0)[0] / self._period**order
-            excess.append(np.abs(quotient) - bound)
-        for what, over, allowed in zip(
-            ("position", "velocity", "acceleration", "jerk"), excess, self._slack, strict=True
-        ):
-            if (over > allowed).any():
-                worst = int(np.argmax(over - allowed))
-                raise MotionError(
-                    f"command of joint {self._names[worst]} exceeds its {what} limit by {over[worst]:.3g} "
-                    f"(position {position[worst]:.6g})"
-                )
-        self._past = path[1:]
+        path = np.empty_like(self._path)
+        path[:3], path[3] = self._path[1:], position
+        if not np.isfinite(path[3]).all():
+            raise MotionError(f"command of {', '.join(self._names)} is not finite: {path[3].tolist()}")
+        used = np.abs(self._quotients @ (path - path[2]))
+        used[0] = np.maximum(self._lower - path[3], path[3] - self._upper)
+        if (used > self._allowed).any():
+            order = int(np.argmax((used > self._allowed).any(axis=1)))
+            over = used[order] - self._bounds[order]
+            worst = int(np.argmax(over - self._slack[order]))
+            raise MotionError(
+                f"command of joint {self._names[worst]} exceeds its {ORDERS[order]} limit by "
+                f"{over[worst]:.3g} (position {path[3, worst]:.6g})"
+            )
+        self._path = path
 
 
 class BaseGuard:
@@ -88,25 +91,37 @@ class BaseGuard:
 
     def __init__(self, name: str, velocity, acceleration, jerk, period: float):
         self._name, self._period = name, period
-        self._bounds = [np.array(bound, dtype=float) for bound in (velocity, acceleration, jerk)]
-        self._slack = [slack(bound, order, period) for order, bound in enumerate(self._bounds)]
-        self.start(np.zeros(len(self._bounds[0])))
+        self._bounds = np.array([velocity, acceleration, jerk], dtype=float)
+        self._slack = np.array([slack(bound, order, period) for order, bound in enumerate(self._bounds)])
+        self._allowed = self._bounds + self._slack
+        self._quotients = _quotients(2, period)
+        self.start(np.zeros(self._bounds.shape[1]))
 
     def start(self, velocity) -> None:
         """Begin without acceleration. Shape (n,)."""
-        self._past = np.repeat(np.array(velocity, dtype=float)[None], 2, axis=0)
+        self._path = np.repeat(np.array(velocity, dtype=float)[None], 3, axis=0)
 
     def check(self, velocity) -> None:
         """Raises MotionError if the next velocity, shape (n,), breaks a limit."""
-        path = np.vstack([self._past, velocity])
-        if not np.isfinite(path).all():
-            raise MotionError(f"command of base {self._name} is not finite: {path[-1].tolist()}")
-        for order, what in enumerate(("velocity", "acceleration", "jerk")):
-            quotient = np.diff(path[-order - 1 :], n=order, axis=0)[0] / self._period**order
-            over = np.abs(quotient) - self._bounds[order]
-            if (over > self._slack[order]).any():
-                raise MotionError(
-                    f"command of base {self._name} exceeds its {what} limit by {over.max():.3g}: "
-                    f"{path[-1].tolist()}"
-                )
-        self._past = path[1:]
+        path = np.empty_like(self._path)
+        path[:2], path[2] = self._path[1:], velocity
+        if not np.isfinite(path[2]).all():
+            raise MotionError(f"command of base {self._name} is not finite: {path[2].tolist()}")
+        used = np.abs(self._quotients @ path)
+        if (used > self._allowed).any():
+            order = int(np.argmax((used > self._allowed).any(axis=1)))
+            over = used[order] - self._bounds[order]
+            raise MotionError(
+                f"command of base {self._name} exceeds its {ORDERS[order + 1]} limit by {over.max():.3g}: "
+                f"{path[2].tolist()}"
+            )
+        self._path = path
+
+
+def _quotients(order: int, period: float) -> np.ndarray:
+    """Rows that make, of the newest `order + 1` samples, difference quotients of order 0 to `order`."""
+    rows = np.zeros((order + 1, order + 1))
+    for k in range(order + 1):
+        rows[k, order - k :] = [(-1) ** (k - j) * math.comb(k, j) for j in range(k + 1)]
+        rows[k] /= period**k
+    return rows

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import ruckig
@@ -42,6 +43,12 @@ class Limits:
 
     def __len__(self) -> int:
         return len(self.lower)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Limits]) -> Limits:
+        """Of all axes of all parts, in their order; of no axis without parts."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([np.zeros(0), *(getattr(p, name) for p in parts)]) for name in names))
 
 
 @dataclass

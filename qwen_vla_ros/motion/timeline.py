@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -227,8 +228,11 @@ class _Curve:
     def __init__(self, knots: np.ndarray, values: np.ndarray, step: float, begin: float, turns: list[slice]):
         self.knots, self.begin, self._turns = knots, begin, turns
         self.resting = False
+        self._times = knots.tolist()
         self._values = values
-        self._slopes = _monotone_slopes(values, step)
+        slopes = _monotone_slopes(values, step)
+        # At both ends of each interval. Shape (h, 4, c).
+        self._corners = np.stack([values[:-1], values[1:], slopes[:-1], slopes[1:]], axis=1)
         self._vectors = [
             rotations.to_vector(rotations.multiply(values[1:, turn], rotations.inverse(values[:-1, turn])))
             for turn in turns
@@ -269,21 +273,21 @@ class _Curve:
 
     def approached(self, now: float) -> np.ndarray:
         """The row that is due next. Shape (c,)."""
-        i = int(np.searchsorted(self.knots, now, side="right"))
+        i = bisect.bisect_right(self._times, now)
         return self._values[min(max(i, 1), len(self._values) - 1)]
 
     def _bare(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        i = int(np.searchsorted(self.knots, now, side="right")) - 1
-        if i < 0 or i >= len(self.knots) - 1:
+        i = bisect.bisect_right(self._times, now) - 1
+        if i < 0 or i >= len(self._times) - 1:
             value = self._values[0 if i < 0 else -1]
             return value.copy(), np.zeros_like(value), np.zeros_like(value)
-        width = self.knots[i + 1] - self.knots[i]
-        u = (now - self.knots[i]) / width
-        state = _hermite(u, width, *self._values[i : i + 2], *self._slopes[i : i + 2])
+        width = self._times[i + 1] - self._times[i]
+        u = (now - self._times[i]) / width
+        state = _hermite(u, width) @ self._corners[i]
         for turn, vectors in zip(self._turns, self._vectors, strict=True):
-            state[0][turn] = rotations.multiply(rotations.from_vector(u * vectors[i]), self._values[i, turn])
-            state[1][turn] = state[2][turn] = 0.0
-        return state
+            state[0, turn] = rotations.multiply(rotations.from_vector(u * vectors[i]), self._values[i, turn])
+            state[1:, turn] = 0.0
+        return state[0], state[1], state[2]
 
 
 def _rise(time: float, span: float) -> tuple[float, float]:
@@ -329,21 +333,17 @@ def _monotone_slopes(values: np.ndarray, step: float) -> np.ndarray:
     return slopes
 
 
-def _hermite(u, width, start, end, start_slope, end_slope):
-    """Value and two derivatives of the cubic Hermite polynomial at `u` in [0, 1]."""
-    a = (1 + 2 * u) * (1 - u) ** 2
-    b = u * (1 - u) ** 2
-    c = u * u * (3 - 2 * u)
-    d = u * u * (u - 1)
-    value = a * start + b * width * start_slope + c * end + d * width * end_slope
-    rate = (
-        6 * u * (u - 1) * (start - end) / width
-        + (1 - u) * (1 - 3 * u) * start_slope
-        + u * (3 * u - 2) * end_slope
+def _hermite(u: float, width: float) -> np.ndarray:
+    """What makes, of the values and slopes at the ends, value and two derivatives at `u` in [0, 1].
+
+    Of the cubic Hermite polynomial. Shape (3, 4): start, end, slope at the start, at the end.
+    """
+    v = 1 - u
+    rise, bend = 6 * u * v / width, (6 - 12 * u) / width**2
+    return np.array(
+        [
+            [(1 + 2 * u) * v * v, u * u * (3 - 2 * u), width * u * v * v, -width * u * u * v],
+            [-rise, rise, v * (1 - 3 * u), u * (3 * u - 2)],
+            [-bend, bend, (6 * u - 4) / width, (6 * u - 2) / width],
+        ]
     )
-    bend = (
-        (12 * u - 6) * (start - end) / width**2
-        + (6 * u - 4) * start_slope / width
-        + (6 * u - 2) * end_slope / width
-    )
-    return value, rate, bend

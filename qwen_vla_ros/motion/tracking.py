@@ -41,19 +41,17 @@ class JointTracker:
         self.horizon = horizon
         self.clamps = np.zeros(len(limits), dtype=int)
         self._brake = Brake(limits)
-        self._planner = ruckig.Ruckig(1)
-        self._plan = ruckig.Trajectory(1)
-        self._inputs = [self._axis_input(i) for i in range(len(limits))]
+        # All axes in one call where it serves, each for itself where one of them needs another plan.
+        n = len(limits)
+        self._all_planner, self._all_plan = ruckig.Ruckig(n), ruckig.Trajectory(n)
+        self._all_input = _input(limits)
+        self._all_input.minimum_duration = horizon
+        self._in_time = horizon * (1 + 1e-9)
+        self._planner, self._plan = ruckig.Ruckig(1), ruckig.Trajectory(1)
+        self._inputs = [_input(limits, slice(axis, axis + 1)) for axis in range(n)]
         self._target_velocity = limits.velocity * VELOCITY_MARGIN
-        self.reset(np.clip(np.zeros(len(limits)), limits.lower, limits.upper))
-
-    def _axis_input(self, axis: int) -> ruckig.InputParameter:
-        parameters = ruckig.InputParameter(1)
-        parameters.max_velocity = [self.limits.velocity[axis]]
-        parameters.max_acceleration = [self.limits.acceleration[axis]]
-        parameters.max_jerk = [self.limits.jerk[axis]]
-        parameters.target_acceleration = [0.0]
-        return parameters
+        self._most_acceleration = limits.acceleration * (1 + 1e-9)
+        self.reset(np.clip(np.zeros(n), limits.lower, limits.upper))
 
     def reset(self, position) -> None:
         """Start at rest from a measured position, even one outside the limits: it is never jumped inside.
@@ -90,27 +88,24 @@ class JointTracker:
             )
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
-        inside = np.clip(position, self.limits.lower, self.limits.upper)
-        slow = np.clip(velocity, -self._target_velocity, self._target_velocity)
+        inside = np.minimum(np.maximum(position, self.limits.lower), self.limits.upper)
+        slow = np.minimum(np.maximum(velocity, -self._target_velocity), self._target_velocity)
         # At a position bound the only velocity that stays inside is zero.
         slow = np.where(inside == position, slow, 0.0)
         self.clamps += (inside != position) | (slow != velocity)
 
         before = self.state
-        braking = self._brake.step(before, self.period)
-        after = AxisState(before.position.copy(), before.velocity.copy(), before.acceleration.copy())
-        for axis in range(len(self.limits)):
-            step = self._step_axis(axis, inside[axis], slow[axis])
-            after.position[axis], after.velocity[axis], after.acceleration[axis] = (
-                step if step is not None else self._of(braking, axis)
-            )
+        after, found = self._towards(inside, slow)
         # Bounds widen to where the robot already is, and narrow again as it moves inside.
-        _, lowest, highest = self._brake.plan(after)
         lower = np.minimum(self.limits.lower, before.position) - POSITION_TOLERANCE
         upper = np.maximum(self.limits.upper, before.position) + POSITION_TOLERANCE
-        for axis in np.flatnonzero((lowest < lower) | (highest > upper)).tolist():
-            after.position[axis], after.velocity[axis], after.acceleration[axis] = self._of(braking, axis)
-            self.clamps[axis] += 1
+        if not found.all():
+            after = self._or_brake(after, found)
+        _, lowest, highest = self._brake.plan(after)
+        astray = (lowest < lower) | (highest > upper)
+        if astray.any():
+            after = self._or_brake(after, ~astray)
+            self.clamps += astray
         self.state = after
         return after
 
@@ -119,28 +114,78 @@ class JointTracker:
         self.state = self._brake.step(self.state, self.period)
         return self.state
 
-    @staticmethod
-    def _of(state: AxisState, axis: int) -> tuple[float, float, float]:
-        return state.position[axis], state.velocity[axis], state.acceleration[axis]
-
-    def _arrived(self, axis: int, position: float) -> bool:
-        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
-        # brake ends it.
-        state = self.state
-        return (
-            abs(position - state.position[axis]) < 1e-8
-            and abs(state.velocity[axis]) < 1e-6
-            and abs(state.acceleration[axis]) < 1e-3
+    def _or_brake(self, after: AxisState, kept: np.ndarray) -> AxisState:
+        """`after` in the axes that are kept, in the others the next step of the brake."""
+        braking = self._brake.step(self.state, self.period)
+        return AxisState(
+            np.where(kept, after.position, braking.position),
+            np.where(kept, after.velocity, braking.velocity),
+            np.where(kept, after.acceleration, braking.acceleration),
         )
 
-    def _step_axis(self, axis: int, position: float, velocity: float) -> tuple[float, float, float] | None:
-        """State of one axis one period on, or None when the planner finds no way."""
-        if velocity == 0 and self._arrived(axis, position):
-            return None
+    def _towards(self, position: np.ndarray, velocity: np.ndarray) -> tuple[AxisState, np.ndarray]:
+        """The state one period on, and for which axes a way to it was found. Shape (n,)."""
+        state = self.state
+        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
+        # brake ends it.
+        arrived = (
+            (velocity == 0)
+            & (np.abs(position - state.position) < 1e-8)
+            & (np.abs(state.velocity) < 1e-6)
+            & (np.abs(state.acceleration) < 1e-3)
+        )
+        todo, late = ~arrived, np.zeros_like(arrived)
+        found, after = np.zeros_like(arrived), state
+        if todo.any() and self._plan_all(todo, position, velocity):
+            if self._all_plan.duration > self._in_time:
+                late = todo & (np.array(self._all_plan.independent_min_durations) > self._in_time)
+                todo = todo & ~late
+                # Without a late axis some duration is impossible to one of them: each for itself.
+                again = late.any() and todo.any() and self._plan_all(todo, position, velocity)
+                in_time = again and self._all_plan.duration <= self._in_time
+            else:
+                in_time = True
+            if in_time:
+                after = AxisState(*map(np.array, self._all_plan.at_time(self.period)))
+                found = (
+                    todo
+                    & np.isfinite(after.position)
+                    & (np.abs(after.velocity) <= self.limits.velocity)
+                    & (np.abs(after.acceleration) <= self._most_acceleration)
+                )
+        left = np.flatnonzero(~(arrived | found)).tolist()
+        if left and after is state:
+            after = AxisState(state.position.copy(), state.velocity.copy(), state.acceleration.copy())
+        for axis in left:
+            step = self._step_axis(axis, position[axis], velocity[axis], bool(late[axis]))
+            if step is not None:
+                after.position[axis], after.velocity[axis], after.acceleration[axis] = step
+                found[axis] = True
+        return after, found
+
+    def _plan_all(self, axes: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> bool:
+        """Plan some axes together, to arrive at the horizon or as soon after as all of them can."""
+        parameters, state = self._all_input, self.state
+        parameters.enabled = axes.tolist()
+        parameters.current_position = state.position.tolist()
+        parameters.current_velocity = state.velocity.tolist()
+        parameters.current_acceleration = state.acceleration.tolist()
+        parameters.target_position, parameters.target_velocity = position.tolist(), velocity.tolist()
+        return _calculated(self._all_planner, parameters, self._all_plan)
+
+    def _step_axis(
+        self, axis: int, position: float, velocity: float, late: bool
+    ) -> tuple[float, float, float] | None:
+        """State of one axis one period on, or None when the planner finds no way.
+
+        late: it is known that the set-point cannot be met in time.
+        """
         parameters = self._inputs[axis]
         parameters.minimum_duration = self.horizon
-        if self._plan_axis(axis, position, velocity, 0.0) and self._plan.duration <= self.horizon * (
-            1 + 1e-9
+        if (
+            not late
+            and self._plan_axis(axis, position, velocity, 0.0)
+            and self._plan.duration <= self._in_time
         ):
             return self._reached(axis, 0.0)
         # Too late for that. The fastest plan to a state in motion may back away from it for a run-up; so the
@@ -160,11 +205,7 @@ class JointTracker:
         parameters.current_velocity = [state.velocity[axis] - frame]
         parameters.current_acceleration = [state.acceleration[axis]]
         parameters.target_position, parameters.target_velocity = [position], [velocity]
-        try:
-            result = self._planner.calculate(parameters, self._plan)
-        except ruckig.RuckigError:
-            return False
-        return result in (ruckig.Result.Working, ruckig.Result.Finished)
+        return _calculated(self._planner, parameters, self._plan)
 
     def _reached(self, axis: int, frame: float) -> tuple[float, float, float] | None:
         """The state that the plan reaches one period on; None if it breaks a limit."""
@@ -174,10 +215,29 @@ class JointTracker:
         if (
             math.isfinite(position)
             and abs(velocity) <= limits.velocity[axis]
-            and abs(acceleration) <= limits.acceleration[axis] * (1 + 1e-9)
+            and abs(acceleration) <= self._most_acceleration[axis]
         ):
             return position, velocity, acceleration
         return None
+
+
+def _input(limits: Limits, axes: slice = slice(None)) -> ruckig.InputParameter:
+    """Parameters of a plan that comes to its end without acceleration."""
+    velocity = limits.velocity[axes].tolist()
+    parameters = ruckig.InputParameter(len(velocity))
+    parameters.max_velocity = velocity
+    parameters.max_acceleration = limits.acceleration[axes].tolist()
+    parameters.max_jerk = limits.jerk[axes].tolist()
+    parameters.target_acceleration = [0.0] * len(velocity)
+    return parameters
+
+
+def _calculated(planner: ruckig.Ruckig, parameters: ruckig.InputParameter, plan: ruckig.Trajectory) -> bool:
+    try:
+        result = planner.calculate(parameters, plan)
+    except ruckig.RuckigError:
+        return False
+    return result in (ruckig.Result.Working, ruckig.Result.Finished)
 
 
 __all__ = ["AxisState", "JointTracker", "Limits", "MotionError"]
