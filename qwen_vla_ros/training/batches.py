@@ -28,6 +28,8 @@ from qwen_vla_ros.training.losses import Grounding
 # How often the first prompt about a picture is the goal that the robot was after: near the end of a grasp
 # the other goals say little about it.
 _IN_FOCUS = 0.5
+# Least standard deviation by which a joint's positions are divided [rad or m].
+_LEAST_SPREAD = 0.02
 
 
 @dataclass
@@ -90,6 +92,10 @@ class BodyDemonstrations:
         self._shape = shape
         self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
         self._tokens: dict[str, list[int]] = {}
+        state = self._arrays.pop("state")
+        # A joint that hardly moves is not blown up.
+        spread = np.maximum(state.std(axis=0), _LEAST_SPREAD)
+        self._joints = ((state - state.mean(axis=0)) / spread).astype(np.float32)
         self._goals = (self._arrays["tasks"] >= 0).sum(axis=1)
         if not self._goals.all():
             raise TrainingError(f"{folder}: picture {int(self._goals.argmin())} has no goal")
@@ -137,6 +143,7 @@ class BodyDemonstrations:
                 named_pixel=torch.from_numpy(data["pixels"][of, 0, target]),
                 named_visible=torch.from_numpy(data["visible"][of, 0, target] & (target >= 0)),
                 named_place=torch.from_numpy(data["places"][of, target]),
+                joints=torch.from_numpy(self._joints[rows]),
             ),
         )
 

@@ -3,8 +3,8 @@
 
 Flow matching alone leaves a small model on a plateau for long: nothing tells it which colour matters before
 it sees objects at all. Grounding asks the visual tokens where each colour is and the last text token where
-the named object is; the action head asks the last text token for the chunk itself. The heads are not in a
-checkpoint.
+the named object is, and where the robot's joints are, which the prompt does not tell; the action head asks
+it for the chunk itself. The heads are not in a checkpoint.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Grounding:
         named_pixel: Of the named object, in the first view. Shape (b, 2).
         named_visible: Shape (b,).
         named_place: From the robot's base [m]. Shape (b, 3).
+        joints: Of the robot in the picture, standardised per joint over the demonstrations. Shape (n, j).
     """
 
     classes: Tensor
@@ -38,6 +39,7 @@ class Grounding:
     named_pixel: Tensor
     named_visible: Tensor
     named_place: Tensor
+    joints: Tensor
 
 
 class TrainingHeads(nn.Module):
@@ -47,9 +49,10 @@ class TrainingHeads(nn.Module):
         width: Of the backbone's states.
         classes: Number of colours times kinds.
         horizon, channels: H, K of the action tensor.
+        joints: Of the body that has most.
     """
 
-    def __init__(self, width: int, classes: int, horizon: int, channels: int) -> None:
+    def __init__(self, width: int, classes: int, horizon: int, channels: int, joints: int) -> None:
         super().__init__()
         self.shape = (horizon, channels)
         self.classes = classes
@@ -58,6 +61,7 @@ class TrainingHeads(nn.Module):
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, horizon * channels)
         )
         self.place = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 5))
+        self.joints = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, joints))
 
 
 def action_loss(heads: TrainingHeads, last: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +128,19 @@ def place_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tupl
     error = torch.where(seen[:, None], read - target, 0.0)
     loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / (2 * count)
     return loss, (error.detach()[:, :2] / 2).norm(dim=-1).sum() / count
+
+
+def posture_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:
+    """Where the robot's joints are, read off the last text token.
+
+    Returns:
+        Loss, and the mean absolute error in standard deviations; both 0 for a body without joints.
+    """
+    target = grounding.joints.repeat_interleave(len(last) // len(grounding.joints), dim=0)
+    if not target.shape[1]:
+        return last.new_zeros(()), last.new_zeros(())
+    error = heads.joints(last)[:, : target.shape[1]] - target
+    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA), error.detach().abs().mean()
 
 
 def last_token(hidden: Tensor, mask: Tensor) -> Tensor:

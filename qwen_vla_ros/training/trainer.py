@@ -34,10 +34,17 @@ from qwen_vla_ros.training.configuration import (
 )
 from qwen_vla_ros.training.devices import choose_device
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.losses import TrainingHeads, action_loss, last_token, place_loss, token_loss
+from qwen_vla_ros.training.losses import (
+    TrainingHeads,
+    action_loss,
+    last_token,
+    place_loss,
+    posture_loss,
+    token_loss,
+)
 from qwen_vla_ros.training.schedule import learning_rate
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class Trainer:
@@ -72,10 +79,12 @@ class Trainer:
         model.to(self._device)  # type: ignore[arg-type]
         expert = model.config.action_expert
         classes = max(len(body.meta.classes) for body in self.bodies.values())
+        joints = max(len(body.meta.joints) for body in self.bodies.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)
             width = model.config.backbone.text_config.hidden_size
-            self.heads = TrainingHeads(width, classes, expert.horizon, expert.channels).to(self._device)
+            heads = TrainingHeads(width, classes, expert.horizon, expert.channels, joints)
+        self.heads = heads.to(self._device)
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.step = 0
         self.seconds = 0.0
@@ -111,13 +120,16 @@ class Trainer:
         grid = tuple((batch.image_grid_thw[0, 1:] // self.processor.config.merge_size).tolist())
         tokens = token_loss(self.heads, features.view(n, views, grid[0] * grid[1], -1), batch.grounding, grid)
         place, place_error = place_loss(self.heads, last, batch.grounding)
-        total = weights.action * action + weights.grounding * (tokens + place)
+        posture, posture_error = posture_loss(self.heads, last, batch.grounding)
+        total = weights.action * action + weights.grounding * (tokens + place + posture)
         found = {
             "action": action,
             "action_error": action_error,
             "tokens": tokens,
             "place": place,
             "place_error": place_error,
+            "posture": posture,
+            "posture_error": posture_error,
         }
         if joint:
             # The goals of a picture come in random order, so that its first ones are a random choice.
