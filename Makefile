@@ -21,6 +21,7 @@ TASK ?=
 export TASK
 EPISODES ?=
 SEED ?=
+SETTING ?=
 TESTS ?=
 COUNT ?= 20
 # Real time on all cores, one test after the other; the other rooms share the cores.
@@ -31,7 +32,7 @@ pytest := tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml
 .PHONY: help setup demo test faults lint bench clean
 
 help:
-	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED='
+	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED= SETTING='
 	@echo 'make test     all tests                  TESTS=test/motion'
 	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
@@ -46,7 +47,8 @@ setup:
 
 demo: setup
 	@tools/with_ros qwen-vla demo $(foreach body,$(EMBODIMENT),--embodiment '$(body)') \
-	  $(if $(TASK),--task "$$TASK") $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SEED),--seed $(SEED))
+	  $(if $(TASK),--task "$$TASK") $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(SETTING),--setting $(SETTING))
 
 test: setup
 ifdef TESTS

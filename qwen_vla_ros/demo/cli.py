@@ -19,6 +19,7 @@ _Backend = Annotated[
         help="auto (onnx on a CPU), eager, engine, onnx for what `qwen-vla export` wrote, or scripted."
     ),
 ]
+_Setting = Annotated[str, typer.Option(help="easy or full: how much changes from scene to scene.")]
 _Out = Annotated[Path, typer.Option(help="Folder for pictures, figures and logs.")]
 
 
@@ -32,12 +33,14 @@ def demo(
     checkpoint: _Checkpoint = "",
     device: _Device = "cpu",
     backend: _Backend = "auto",
+    setting: _Setting = "easy",
     out: _Out = Path("out/demo"),
 ) -> None:
     """Run the simulated bodies one after another with the same weights, and draw what happened."""
     from qwen_vla_ros.demo.run import BODIES
 
-    _run(tuple(embodiment or BODIES), task, episodes, seed, checkpoint, device, backend, out)
+    bodies = tuple(embodiment or BODIES)
+    _run(bodies, task, episodes, seed, checkpoint, device, backend, out, setting=setting)
 
 
 def run(
@@ -51,10 +54,11 @@ def run(
     model: Annotated[
         str, typer.Option(help="URDF or MJCF file that stands for the robot, in place of its own.")
     ] = "",
+    setting: _Setting = "easy",
     out: _Out = Path("out/run"),
 ) -> None:
     """Run one simulated body. `--backend scripted` needs no model: it moves joint after joint a little."""
-    _run((embodiment,), task, episodes, seed, checkpoint, device, backend, out, model)
+    _run((embodiment,), task, episodes, seed, checkpoint, device, backend, out, model, setting)
 
 
 def _run(
@@ -67,12 +71,19 @@ def _run(
     backend: str,
     out: Path,
     model: str = "",
+    setting: str = "easy",
 ) -> None:
     from rich.console import Console
 
     from qwen_vla_ros.demo.run import DemoOptions, run_demo
+    from qwen_vla_ros.sim.bodies import SETTINGS
 
-    options = DemoOptions(bodies, task.strip(), episodes, seed, checkpoint, device, backend, out, model)
+    if setting not in SETTINGS:
+        typer.echo(f"qwen-vla: --setting: found {setting!r}, expected {' or '.join(SETTINGS)}", err=True)
+        raise typer.Exit(1)
+    options = DemoOptions(
+        bodies, task.strip(), episodes, seed, checkpoint, device, backend, out, model, setting
+    )
     if not run_demo(options, Console(soft_wrap=True, markup=False, highlight=False)):
         raise typer.Exit(1)
 

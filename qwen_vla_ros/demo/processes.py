@@ -58,6 +58,10 @@ class NodeProcess:
                 continue
         return self._process.wait()
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def tail(self, lines: int = 15) -> str:
         """The last lines that the process printed."""
         return "\n".join(self._lines()[-lines:])
@@ -109,6 +113,9 @@ class NodeGroup:
         """Raise `ProcessError` if any of the processes is in trouble."""
         for process in self._processes.values():
             process.check()
+
+    def process_id(self, name: str) -> int:
+        return self._processes[name].process_id
 
     def end(self) -> dict[str, int]:
         """End all processes, the one started last first. Returns exit codes by node name."""

@@ -41,12 +41,14 @@ class DemoOptions:
 
     Attributes:
         bodies: Names of embodiments, or paths of their YAML files.
-        task: Name of a task of the simulated world, or an instruction; empty for the body's first task.
+        task: Name of a task of the simulated world, or an instruction; empty for the body's first task in
+            the setting `easy`, for one of its tasks after another in `full`.
         episodes: Episodes per body; their seeds are `seed`, `seed + 1`, ...
         checkpoint: Folder of the checkpoint; empty for the shipped one.
         backend: As the policy node knows it; `auto` on a CPU is onnx, with graphs from the user's cache.
         out: Receives pictures, summary and logs.
         model: URDF or MJCF file that stands for the robot; empty for what its embodiment says.
+        setting: easy or full, how much changes from scene to scene.
     """
 
     bodies: tuple[str, ...]
@@ -58,6 +60,7 @@ class DemoOptions:
     backend: str
     out: Path
     model: str = ""
+    setting: str = "easy"
 
 
 def run_demo(options: DemoOptions, console: Console) -> bool:
@@ -117,12 +120,12 @@ def _run_body(
         with console.status("starting sim, policy and executor"):
             runner.wait_ready(_START_TIMEOUT)
         console.print(f"  sim, policy, executor: three processes up in {time.monotonic() - before:.1f} s")
-        episodes = _run_episodes(runner, options, console)
+        episodes = _run_episodes(runner, _tasks(embodiment, options), options, console)
     summary = figures(episodes)
     _print_figures(summary, console)
     report.write_plot(episodes[0], embodiment, directory / f"{embodiment.name}.png")
     animation = directory / f"{embodiment.name}.gif"
-    _animate(embodiment, options.model, episodes[:_ANIMATED_EPISODES], states, animation, console)
+    _animate(embodiment, options, episodes[:_ANIMATED_EPISODES], states, animation, console)
     return episodes, summary
 
 
@@ -132,19 +135,30 @@ def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, di
     policy = {**common, "device": options.device, "backend": options.backend, "camera_timeout": 60.0}
     if options.checkpoint:
         policy["checkpoint"] = options.checkpoint
-    sim = {"embodiment": source, "record": states.resolve()}
+    sim = {"embodiment": source, "record": states.resolve(), "setting": options.setting}
     if options.model:
         sim["model"] = options.model
     return {"sim": sim, "policy": policy, "executor": common}
 
 
-def _run_episodes(runner: EpisodeRunner, options: DemoOptions, console: Console) -> list[Episode]:
+def _tasks(embodiment: Embodiment, options: DemoOptions) -> list[str]:
+    """Tasks by turns; an empty one is the world's first."""
     # A task has one word in the world's list; anything with a space is an instruction.
+    if options.task or options.setting == "easy":
+        return ["" if " " in options.task else options.task]
+    from qwen_vla_ros.sim import make_world
+
+    with make_world(embodiment, options.setting, options.model or None) as world:
+        return world.tasks
+
+
+def _run_episodes(
+    runner: EpisodeRunner, tasks: list[str], options: DemoOptions, console: Console
+) -> list[Episode]:
     instruction = options.task if " " in options.task else ""
-    task = "" if instruction else options.task
     seeds = itertools.count(options.seed)
     episodes = []
-    for number in range(1, options.episodes + 1):
+    for number, task in zip(range(1, options.episodes + 1), itertools.cycle(tasks), strict=False):
         with console.status(f"episode {number} of {options.episodes}"):
             episode = _next_episode(runner, task, seeds, instruction)
         episodes.append(episode)
@@ -174,7 +188,12 @@ def _next_episode(runner: EpisodeRunner, task: str, seeds: Iterator[int], instru
 
 
 def _animate(
-    embodiment: Embodiment, model: str, episodes: list[Episode], states: Path, path: Path, console: Console
+    embodiment: Embodiment,
+    options: DemoOptions,
+    episodes: list[Episode],
+    states: Path,
+    path: Path,
+    console: Console,
 ) -> None:
     """Draw the recorded states from the spectator's camera: as good as can be, since nothing waits for it."""
     from qwen_vla_ros.sim import make_world
@@ -184,7 +203,10 @@ def _animate(
     logs = [StateLog.load(file) for file in sorted(states.glob("episode_*.npz"))[1:]]
     frames, captions = [], []
     width, height = _ANIMATION_SIZE
-    with make_world(embodiment, model=model or None) as world, console.status(f"drawing {path}") as status:
+    with (
+        make_world(embodiment, options.setting, options.model or None) as world,
+        console.status(f"drawing {path}") as status,
+    ):
         for episode, log in zip(episodes, logs, strict=False):
             world.reset(log.task, log.seed)
             times = np.arange(episode.started, episode.started + episode.elapsed, 1.0 / ANIMATION_RATE)
