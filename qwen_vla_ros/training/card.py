@@ -73,7 +73,8 @@ def make_card(
     """The card's text.
 
     Args:
-        facts: `data` (lines), `steps`, `seconds`, `machine`, `source`, `configuration`, as far as known.
+        facts: `data` (lines), `steps`, `seconds`, `machine`, `source`, `configuration`, and the same of the
+            run `before`, whose weights this one began with; as far as known.
         evaluations: Whose scores to show; of entries about the same the last one counts.
         notes: Text of one's own, put at the end: what it is for, what it cannot do.
     """
@@ -132,7 +133,21 @@ def _embodiments(statistics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training(facts: Mapping[str, Any]) -> str:
-    lines = ["## Training", ""]
+    runs = [facts]
+    while runs[-1].get("before"):
+        runs.append(runs[-1]["before"])
+    if len(runs) == 1:
+        return "## Training\n\n" + _run(facts)
+    hours = sum(float(each.get("seconds", 0.0)) for each in runs) / 3600
+    parts = [
+        f"## Training\n\n{len(runs)} runs, each from the weights of the one before, {hours:.2f} h in all."
+    ]
+    parts += [f"### Run {number}\n\n{_run(each)}" for number, each in enumerate(reversed(runs), 1)]
+    return "\n\n".join(parts)
+
+
+def _run(facts: Mapping[str, Any]) -> str:
+    lines = []
     if facts.get("source"):
         lines.append(f"- started from {facts['source']}")
     lines += [f"- {line}" for line in facts.get("data", [])]

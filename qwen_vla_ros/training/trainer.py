@@ -26,7 +26,7 @@ from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import saving, shared_prefix
 from qwen_vla_ros.training.batches import Batch, BodyDemonstrations, load_bodies
-from qwen_vla_ros.training.card import machine
+from qwen_vla_ros.training.card import machine, read_facts
 from qwen_vla_ros.training.configuration import (
     FlowConfiguration,
     TextToActionConfiguration,
@@ -55,6 +55,7 @@ class Trainer:
         bodies: Demonstrations by embodiment name; must hold those that the configuration's batch names.
         model, processor: Fresh from the preset.
         folder: Where state and metrics go.
+        before: What the card of the checkpoint says whose weights the model begins with.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Trainer:
         processor: QwenVLAProcessor,
         folder: Path,
         device: str = "cpu",
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         missing = sorted(set(configuration.batch.images) - set(bodies))
         if missing:
@@ -73,6 +75,7 @@ class Trainer:
             )
         self.configuration = configuration
         self._device = choose_device(device)
+        self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
         self.model, self.processor, self.folder = model, processor, folder
         self._set_flow(configuration.flow)
@@ -282,6 +285,7 @@ class Trainer:
             "seconds": round(self.seconds, 1),
             "machine": machine(self._device.type),
             "configuration": self.configuration.model_dump(mode="json"),
+            **({"before": self._before} if self._before else {}),
         }
 
     def save_state(self) -> None:
@@ -329,12 +333,14 @@ def prepare(
     The model is fresh, or begins with the weights of a checkpoint of the same shapes.
     """
     model, processor = build_tiny(configuration.seed)
+    before: dict[str, Any] = {}
     if checkpoint is not None:
         take_weights(model, processor, checkpoint)
+        before = read_facts(checkpoint)
     expert = model.config.action_expert
     folders = {name: data / name for name in configuration.batch.images}
     bodies = load_bodies(folders, processor, (expert.horizon, expert.channels), configuration.normalisation)
-    return Trainer(configuration, bodies, model, processor, folder, device)
+    return Trainer(configuration, bodies, model, processor, folder, device, before)
 
 
 def take_weights(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor, checkpoint: Path) -> None:

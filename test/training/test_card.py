@@ -57,6 +57,20 @@ def test_card_of_a_run(checkpoint):
     load_checkpoint(checkpoint)
 
 
+def test_card_of_a_run_that_began_with_the_weights_of_another(micro, tmp_path):
+    model, processor = micro()
+    folder = tmp_path / "checkpoint"
+    later = {"data": ["9 pictures of arm"], "steps": 3, "seconds": 1800.0, "machine": "a slide rule"}
+    write_checkpoint(folder, model, processor, STATISTICS, {**later, "before": FACTS})
+    text = (folder / "README.md").read_text()
+    assert "2 runs, each from the weights of the one before, 2.00 h in all" in text
+    first, second = text.split("### Run 1")[1].split("### Run 2")
+    assert "12 pictures of arm" in first
+    assert "7 steps in 1.50 h on an abacus" in first
+    assert "9 pictures of arm" in second
+    assert "3 steps in 0.50 h on a slide rule" in second
+
+
 def test_card_with_scores_and_notes(checkpoint, results, tmp_path):
     notes = tmp_path / "notes.md"
     notes.write_text("## What it cannot do\n\nAnything else.\n")
