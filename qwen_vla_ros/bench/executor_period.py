@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How even the executor's commands are while the policy process is busy."""
+"""How even the executor's commands are while the policy process is busy, and what they cost."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +20,90 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 SECONDS = 20.0
 START = 60.0
+# Without a task [s].
+IDLE = 5.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        rate: of commands [Hz].
+        deviation: of the period, 99th percentile, that is allowed [ms].
+        share: of a core that the executor may take; None for any.
+    """
+
+    body: str
+    rate: float
+    deviation: float
+    share: float | None
+
+
+CASES = (Case("franka_panda", 100.0, 3.0, None), Case("aloha_viperx", 250.0, 2.0, 25.0))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """stamps: of the commands, by the middleware [s]; idle, moving: share of a core."""
+
+    stamps: np.ndarray
+    chunks: int
+    idle: float
+    moving: float
 
 
 def run() -> list[BenchResult]:
-    """Real `policy` and `executor` processes at 100 Hz; a robot that obeys; inference without a pause."""
+    """Real `policy` and `executor` processes; a robot that obeys; inference without a pause."""
+    return [result for case in CASES for result in measure(case)]
+
+
+def measure(case: Case) -> list[BenchResult]:
     environment = _image_traffic.private_environment()
     os.environ.update(
         {name: environment[name] for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")}
     )
     with tempfile.TemporaryDirectory(prefix="qwen_vla_bench_") as folder:
-        busy = Path(folder) / "franka_panda.yaml"
+        busy = Path(folder) / f"{case.body}.yaml"
         text = (resources.embodiments_directory() / busy.name).read_text()
         # A chunk is due with every row: the policy is at work all the time.
-        busy.write_text(text.replace("execute_steps: 8", "execute_steps: 1"))
-        stamps, chunks = _measure(busy, Path(folder))
-    deviation = np.abs(np.diff(stamps) - 0.01) * 1e3
+        for field, value in (("execute_steps", 1), ("command_rate", case.rate)):
+            text = re.sub(f"^{field}: .*$", f"{field}: {value}", text, flags=re.MULTILINE)
+        busy.write_text(text)
+        found = _measure(busy, Path(folder))
+    deviation = np.abs(np.diff(found.stamps) - 1 / case.rate) * 1e3
+    what = f"executor of {case.body} at {case.rate:g} Hz, policy busy"
     return [
         BenchResult(
-            "executor at 100 Hz, policy busy: deviation of the period, p99",
+            f"{what}: deviation of the period, p99",
             float(np.percentile(deviation, 99)),
             "ms",
-            target=3.0,
+            target=case.deviation,
             detail={
                 "p50": float(np.median(deviation)),
                 "worst": float(deviation.max()),
-                "commands": len(stamps),
-                "chunks": chunks,
+                "commands": len(found.stamps),
+                "chunks": found.chunks,
             },
-        )
+        ),
+        BenchResult(
+            f"{what}: processor, moving", 100 * found.moving, "% of a core", case.share, detail=_machine()
+        ),
+        BenchResult(f"{what}: processor, at rest", 100 * found.idle, "% of a core", case.share),
     ]
 
 
-def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
-    """When the commands were written [s], by the middleware's stamp, and how many chunks were followed."""
+def _machine() -> dict[str, Any]:
+    return {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0))}
+
+
+def _processor_time(process: int) -> float:
+    """Of all threads of a process, those that have ended left out [s]."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+
+
+def _measure(path: Path, folder: Path) -> Measured:
     import rclpy
     from rclpy.action import ActionClient
     from sensor_msgs.msg import Image, JointState
@@ -69,7 +122,6 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
     }
     rclpy.init()
     node = rclpy.create_node("robot", namespace="bench")
-    arm, gripper = body.actions
     position = dict(body.home)
     stamps: list[int] = []
     policy: list[PolicyStatus] = []
@@ -79,9 +131,11 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
         for shade in (0, 1)
     )
 
-    def obey(message: JointTrajectory, info: dict) -> None:
+    def obey(group: Any, told: Any) -> None:
+        position.update(zip(group.joints, told, strict=True))
+
+    def note(info: dict) -> None:
         stamps.append(info["source_timestamp"])
-        position.update(zip(message.joint_names, message.points[0].positions, strict=True))
 
     def state() -> None:
         message = JointState(name=list(position), position=list(position.values()))
@@ -95,8 +149,18 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
 
     joints = node.create_publisher(JointState, body.state.joint_states[0], qos.RELIABLE)
     camera = node.create_publisher(Image, body.cameras[0].topic, qos.IMAGE)
-    node.create_subscription(JointTrajectory, arm.controller.topic, obey, qos.RELIABLE)
-    node.create_subscription(Float64MultiArray, gripper.controller.topic, lambda _: None, qos.RELIABLE)
+    timed = body.actions[0]
+    for group in body.actions:
+        kind = JointTrajectory if group.controller.type == "joint_trajectory" else Float64MultiArray
+
+        def hear(message: Any, info: dict, group: Any = group) -> None:
+            if group is timed:
+                note(info)
+            points = getattr(message, "points", None)
+            obey(group, points[0].positions if points else message.data)
+
+        # Each command counts: what is late here must not be lost here.
+        node.create_subscription(kind, group.controller.topic, hear, qos.RELIABLE)
     node.create_subscription(PolicyStatus, "policy_status", policy.append, qos.RELIABLE)
     node.create_timer(0.01, state)
     node.create_timer(1 / 30, picture)
@@ -110,18 +174,28 @@ def _measure(path: Path, folder: Path) -> tuple[np.ndarray, int]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {timeout} s for {what}")
 
+    def share(condition: Any, timeout: float, what: str) -> float:
+        """Of a core, that the executor takes until something is so."""
+        process = nodes.process_id("executor")
+        before, began = _processor_time(process), time.monotonic()
+        wait(condition, timeout, what)
+        return (_processor_time(process) - before) / (time.monotonic() - began)
+
     try:
         with NodeGroup("bench", parameters, folder) as nodes:
             wait(lambda: policy and client.server_is_ready(), START, "policy and executor")
+            rested = time.monotonic() + IDLE
+            idle = share(lambda: time.monotonic() > rested, 2 * IDLE, "the time at rest")
             goal = ExecuteTask.Goal(instruction="reach the red cube", time_limit=SECONDS)
             sent = client.send_goal_async(goal)
             wait(sent.done, 10.0, "the goal to be accepted")
             result = sent.result().get_result_async()
-            wait(result.done, SECONDS + 20.0, "the end of the task")
+            wait(lambda: stamps or result.done(), 20.0, "the first command")
+            moving = share(result.done, SECONDS + 20.0, "the end of the task")
             outcome = result.result().result
     finally:
         node.destroy_node()
         rclpy.shutdown()
     if outcome.code != ExecuteTask.Result.TIME_LIMIT:
         raise RuntimeError(f"the task ended with code {outcome.code}: {outcome.message}")
-    return np.array(stamps) * 1e-9, int(outcome.chunks)
+    return Measured(np.array(stamps) * 1e-9, int(outcome.chunks), idle, moving)

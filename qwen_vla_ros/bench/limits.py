@@ -200,7 +200,8 @@ class Adversary:
         if kind == "beyond":
             return middle + rng.normal(0, 5, shape) * span
         if kind == "huge":
-            return rng.normal(0, 1, shape) * 10.0 ** rng.uniform(2, 308, shape)
+            with np.errstate(over="ignore"):  # some are infinite
+                return rng.normal(0, 1, shape) * 10.0 ** rng.uniform(2, 308, shape)
         if kind == "tiny":
             return middle + rng.normal(0, 1e-8, shape) * span
         # A random sine of each channel: the plausible ones.

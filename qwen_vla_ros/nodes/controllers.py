@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -227,6 +228,8 @@ class ActionWriter:
         self._client = ActionClient(node, getattr(types, name), group.controller.topic)
         self.topic = node.resolve_service_name(group.controller.topic)
         self._length = max(1, round(GOAL_PERIOD / period))
+        # Written by the loop, sent by rclpy's thread.
+        self._lock = threading.Lock()
         self._waiting: list[JointCommand] = []
         self._sent: np.ndarray | None = None
         self._written = self._looked = 0.0
@@ -247,23 +250,30 @@ class ActionWriter:
 
     def write(self, command: Command, stamp: Any) -> None:
         self._written = time.monotonic()
-        self._waiting.append(command)
-        if len(self._waiting) >= self._length:
-            self._send()
+        with self._lock:
+            self._waiting.append(command)
+            if len(self._waiting) < self._length:
+                return
+            commands, self._waiting = self._waiting, []
+        self._node.executor.create_task(self._send, commands)
 
     def destroy(self, node: Node) -> None:
         node.destroy_timer(self._timer)
         self._client.destroy()
 
     def _flush(self) -> None:
-        if self._waiting and time.monotonic() - self._written > 2 * self._period:
-            self._send()
-        elif not self._waiting and time.monotonic() - self._written > FORGET_PERIOD:
+        silent = time.monotonic() - self._written
+        commands: list[JointCommand] = []
+        if silent > 2 * self._period:
+            with self._lock:
+                commands, self._waiting = self._waiting, []
+        if commands:
+            self._send(commands)
+        elif silent > FORGET_PERIOD:
             # At rest: a new task may try again, and somebody else may have moved it meanwhile.
             self._refused, self._sent = False, None
 
-    def _send(self) -> None:
-        commands, self._waiting = self._waiting, []
+    def _send(self, commands: list[JointCommand]) -> None:
         ends = np.array([command.position for command in commands])
         if self._sent is not None and np.array_equal(ends, np.broadcast_to(self._sent, ends.shape)):
             return

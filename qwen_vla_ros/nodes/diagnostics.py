@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 
 
 class Window:
-    """The newest samples of a figure, by wall time.
+    """The newest samples of a figure, by wall time; threads may share it.
 
     Args:
         span: how far back samples count [s].
@@ -30,34 +31,37 @@ class Window:
 
     def __init__(self, span: float = 10.0):
         self._span = span
+        self._lock = threading.Lock()
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, value: float = math.nan) -> None:
-        self._samples.append((time.monotonic(), value))
-        self._forget()
+        now = time.monotonic()
+        with self._lock:
+            self._samples.append((now, value))
+            self._forget(now)
 
     @property
     def count(self) -> int:
-        self._forget()
-        return len(self._samples)
+        return len(self._kept())
 
     @property
     def rate(self) -> float:
         """Samples per second; 0 with fewer than two."""
-        self._forget()
-        if len(self._samples) < 2:
-            return 0.0
-        return (len(self._samples) - 1) / max(1e-9, self._samples[-1][0] - self._samples[0][0])
+        kept = self._kept()
+        return (len(kept) - 1) / max(1e-9, kept[-1][0] - kept[0][0]) if len(kept) > 1 else 0.0
 
     def percentile(self, share: float) -> float:
         """NaN without samples."""
-        self._forget()
-        values = [value for _, value in self._samples if not math.isnan(value)]
+        values = [value for _, value in self._kept() if not math.isnan(value)]
         return float(np.percentile(values, share)) if values else math.nan
 
-    def _forget(self) -> None:
-        oldest = time.monotonic() - self._span
-        while self._samples and self._samples[0][0] < oldest:
+    def _kept(self) -> list[tuple[float, float]]:
+        with self._lock:
+            self._forget(time.monotonic())
+            return list(self._samples)
+
+    def _forget(self, now: float) -> None:
+        while self._samples and self._samples[0][0] < now - self._span:
             self._samples.popleft()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -19,21 +20,27 @@ from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventType
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
-from std_srvs.srv import SetBool, Trigger
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment, InstructionError, check_instruction
-from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, MotionError, UnsupportedGroup
-from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
+from qwen_vla_ros.motion.follower import Follower, UnsupportedGroup
+from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 
 from . import qos
+from .announcer import Announcer
+from .conductor import Conductor, Patience
 from .configuration_checkup import check_executor
 from .controllers import UnsupportedController, Writer, make_writer
 from .diagnostics import Diagnostics, Health
 from .executor_health import ExecutorHealth
+from .goals import ActiveTask, end_goal, refuse_to_run
+from .inbox import Inbox
 from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
+from .pace import Pace
 from .priority import run_first
+from .rivals import Rivals
+from .services import Services
 from .transforms import yaw_of
 from .watchdog import Trouble, Watchdog
 
@@ -42,45 +49,13 @@ State = ExecutorStatus
 
 STATUS_PERIOD = 0.1
 
-# How long the clock may stand still during a task, wall time [s].
-CLOCK_PATIENCE = 5.0
-
-# How long the process lives on after the result of a task [s].
-RESULT_PATIENCE = 0.2
-
-# Codes below it are ordinary ends of a task.
-FIRST_ERROR = 100
-
-# How much longer than planned the way home may take [s].
-HOMING_PATIENCE = 3.0
-
-# At rest, and no goal is taken.
-CLOSED = (State.STATE_FAULT, State.STATE_HALTED, State.STATE_YIELDED)
-
-
-@dataclass
-class ActiveTask:
-    """One accepted goal."""
-
-    goal: ServerGoalHandle
-    task_id: int
-    instruction: str
-    began: float
-    time_limit: float
-    # Everything needed was there, and motion may start.
-    ready: bool = False
-    # Commands were written for it.
-    moved: bool = False
-    # Time spent on hold [s].
-    held: float = 0.0
-    chunks: int = 0
-    inference_time: float = math.nan
-    # The end that was decided; reported when the robot is at rest.
-    verdict: Trouble | None = None
-
 
 class ExecutorNode(BodyNode):
-    """See docs/nodes.md for topics, parameters and states."""
+    """See docs/nodes.md for topics, parameters and states.
+
+    The loop has a thread of its own, but in simulation; all else is done by rclpy's. What both touch is
+    touched while the lock is held, by one period or one callback as a whole.
+    """
 
     def __init__(self):
         super().__init__("executor")
@@ -146,17 +121,19 @@ class ExecutorNode(BodyNode):
         )
         declare(self, "exclusive", True, "Refuse to move while another node publishes on a command topic")
         declare(self, "warn_latency", 0.5, "Capture to command above which diagnostics warn [s]", 0.0, 3600.0)
+        self._lock = threading.RLock()
+        self.failed = False
         self._diagnostics: Diagnostics | None = None
-        self._entities: list = []
-        self._obeyed: list = []
+        self._obeyed: Services | None = None
+        self._inbox = Inbox(self)
+        self._lives: list[Subscription] = []
         self._writers: dict[str, Writer] = {}
+        self._announcer: Announcer | None = None
         self._server: ActionServer | None = None
         self._instruction: InstructionTopic | None = None
-        self._clockwork: list = []
-        self._task: ActiveTask | None = None
+        self._pace: Pace | None = None
+        self._status_timer = None
         self._next_task_id = time.time_ns()
-        self._ended = -math.inf
-        self._commands = 0
 
     # Lifecycle
 
@@ -170,108 +147,69 @@ class ExecutorNode(BodyNode):
                 self._writers[group.name] = make_writer(self, group, self._follower.period)
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
-        check_executor(self, embodiment, self.value("dry_run"))
+        dry_run = self.value("dry_run")
+        check_executor(self, embodiment, dry_run)
         self._take_priority(self.value("realtime_priority"))
-        self._dry_run = self.value("dry_run")
+        written = {} if dry_run else self._writers
         self._watchdog = Watchdog(
-            embodiment,
-            self._follower,
-            {} if self._dry_run else self._writers,
-            0.0 if self._dry_run else self.value("max_tracking_error"),
+            embodiment, self._follower, written, 0.0 if dry_run else self.value("max_tracking_error")
         )
-        self._pending: ActionChunk | None = None
-        self._state, self._trouble = State.STATE_IDLE, None
-        self._rest_state, self._rest_reason = State.STATE_IDLE, None
-        self._hold = False
-        self._stop_began = self._stop_duration = self._rested_at = self._home_until = math.nan
-        self._capture_to_command = math.nan
-        self._clock_seen = math.nan, 0.0
-        self._commands = 0
         self._health = ExecutorHealth(
-            embodiment,
+            embodiment, self._follower, self._watchdog, written, self.value("warn_latency")
+        )
+        self._announcer = Announcer(self)
+        self._conductor = Conductor(
+            self,
             self._follower,
             self._watchdog,
-            {} if self._dry_run else self._writers,
-            self.value("warn_latency"),
-        )
-        self._executors = 1
-        self._task_publisher = self.create_publisher(Task, "task", qos.LATCHED)
-        self._status_publisher = self.create_publisher(ExecutorStatus, "executor_status", qos.STATE)
-        for name, kind, call in (
-            ("stop", Trigger, self._on_stop),
-            ("reset", Trigger, self._on_reset),
-            ("pause", Trigger, self._on_pause),
-            ("resume", Trigger, self._on_resume),
-            ("home", Trigger, self._on_home),
-            ("take_over", SetBool, self._on_take_over),
-        ):
-            self._obeyed.append(self.create_service(kind, f"~/{name}", call))
-        for topic in embodiment.state.joint_states:
-            keep = partial(self._watchdog.hear_joints, names=embodiment.state.joint_names.get(topic))
-            self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
-        if embodiment.state.odometry and self._follower.needs_odometry:
-            self._entities.append(
-                self.create_subscription(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
-            )
-        self._entities.append(
-            self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
-        )
-        watchdog = self._watchdog
-        self._entities += [
-            self._listen_for_life(
-                PolicyStatus,
-                "policy_status",
-                watchdog.hear_policy,
-                qos.HEARTBEAT_WATCHED,
-                watchdog.heartbeat.count,
+            written,
+            self._health,
+            self._announcer,
+            Patience(
+                self.value("start_timeout"), self.value("chunk_timeout"), self.value("recovery_timeout")
             ),
-            # Its own state, too: by the name alone a twin could not be told from a dead one of before.
-            self._listen_for_life(
-                ExecutorStatus, "executor_status", _ignore, qos.STATE_WATCHED, self._count_executors
-            ),
-        ]
+        )
+        self._rivals = Rivals(self, self._writers.values(), self._announcer.status_topic)
+        self._obeyed = Services(self, self._conductor, self.value("home_speed"), self._lock)
+        self._listen(embodiment)
         self._server = ActionServer(
             self,
             ExecuteTask,
             "execute_task",
-            execute_callback=_refuse_to_run,
+            execute_callback=refuse_to_run,
             handle_accepted_callback=self._on_goal,
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
         self._instruction = InstructionTopic(self)
 
     def activate(self) -> None:
-        self._publish_task(0, False, "", self.now)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
-        clock = self.get_clock() if self.value("use_sim_time") else steady
-        self._clockwork = [
-            self.create_timer(self._follower.period, self._tick, clock=clock),
-            self.create_timer(STATUS_PERIOD, self._report, clock=steady),
-        ]
+        self._announcer.task(None, False, self.now)
         parts = {
             "motion": self._motion_health,
             "chunks": self._health.chunks,
             "robot": lambda: self._health.robot(self.now),
         }
         self._diagnostics = Diagnostics(self, self.embodiment.name, parts)
-        self._publish_status()
+        self._conductor.say_status()
+        self._status_timer = self.create_timer(
+            STATUS_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
+        simulated = self.value("use_sim_time")
+        self._pace = Pace(self, self._follower.period, self._beat, self._lock, self._fail, simulated)
 
     def deactivate(self) -> None:
+        if self._pace is not None:
+            self._pace.stop()
+            self._pace = None
         if self._diagnostics is not None:
             self._diagnostics.destroy()
             self._diagnostics = None
-        for timer in self._clockwork:
-            self.destroy_timer(timer)
-        self._clockwork = []
-        # Nothing else runs during a transition, so the ramp is written here.
-        while not (self._follower.resting or self._state == State.STATE_FAULT):
-            self._write(self._follower.brake(), self.now)
-            time.sleep(self._follower.period)
-        if self._task is not None:
-            message = "the executor was deactivated during the task"
-            self._finish(self._task, Trouble(Result.EXECUTOR_SHUTDOWN, message))
-        self._settle(None)
+        if self._status_timer is not None:
+            self.destroy_timer(self._status_timer)
+            self._status_timer = None
+        message = "the executor was deactivated during the task"
+        self._conductor.end_at_once(Trouble(Result.EXECUTOR_SHUTDOWN, message))
 
     def cleanup(self) -> None:
         if self._instruction is not None:
@@ -280,19 +218,19 @@ class ExecutorNode(BodyNode):
         if self._server is not None:
             self._server.destroy()
             self._server = None
-        for entity in self._entities:
-            self.destroy_subscription(entity)
-        self._entities = []
-        for service in self._obeyed:
-            self.destroy_service(service)
-        self._obeyed = []
+        self._inbox.destroy()
+        for subscription in self._lives:
+            self.destroy_subscription(subscription)
+        self._lives = []
+        if self._obeyed is not None:
+            self._obeyed.destroy()
+            self._obeyed = None
         for writer in self._writers.values():
             writer.destroy(self)
         self._writers = {}
-        for name in ("_task_publisher", "_status_publisher"):
-            publisher = self.__dict__.pop(name, None)
-            if publisher is not None:
-                self.destroy_publisher(publisher)
+        if self._announcer is not None:
+            self._announcer.destroy()
+            self._announcer = None
 
     def _take_priority(self, priority: int) -> None:
         """Run all threads, those of the middleware too, before others that want the processor."""
@@ -309,31 +247,73 @@ class ExecutorNode(BodyNode):
     def busy(self) -> bool:
         if not self.active:
             return False
-        moving = self._task is not None or not (self._follower.resting or self._state == State.STATE_FAULT)
-        # A result that was decided needs a few turns of the loop to reach the client.
-        return moving or time.monotonic() < self._ended + RESULT_PATIENCE
+        with self._lock:
+            moving = self._conductor.task is not None or not self._conductor.at_rest
+            # Without a loop it is `deactivate` that stops the robot.
+            return (moving and self._pace.going) or self._conductor.lingers
 
     def prepare_end(self) -> None:
         if self.active:
             reason = Trouble(Result.EXECUTOR_SHUTDOWN, "the executor was asked to end during the task")
-            self._come_to_rest(State.STATE_IDLE, reason)
+            with self._lock:
+                self._conductor.come_to_rest(State.STATE_IDLE, reason)
+
+    # The loop
+
+    def _beat(self) -> None:
+        self._health.tick()
+        self._watchdog.heartbeat.look()
+        self._inbox.take()
+        self._conductor.tick()
+
+    def _fail(self, stack: str) -> None:
+        """A defect; a robot that moves is stopped all the same."""
+        self.get_logger().fatal(stack)
+        self.failed = True
+        self.ending.set()
 
     # What is heard
 
+    def _listen(self, embodiment: Embodiment) -> None:
+        inbox, watchdog = self._inbox, self._watchdog
+        for topic in embodiment.state.joint_states:
+            names = embodiment.state.joint_names.get(topic)
+            inbox.listen(JointState, topic, partial(watchdog.hear_joints, names=names), qos.SENSOR)
+        if embodiment.state.odometry and self._follower.needs_odometry:
+            inbox.listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+        inbox.listen(ActionChunk, "action_chunk", self._conductor.hear_chunk, qos.RELIABLE)
+        self._listen_for_life(
+            PolicyStatus,
+            "policy_status",
+            watchdog.hear_policy,
+            qos.HEARTBEAT_WATCHED,
+            watchdog.heartbeat.count,
+        )
+        # Its own state, too: see Rivals.
+        self._listen_for_life(
+            ExecutorStatus,
+            "executor_status",
+            lambda message: None,
+            qos.STATE_WATCHED,
+            self._rivals.count_executors,
+        )
+
     def _listen_for_life(
         self, kind: type, topic: str, hear: Callable, profile: QoSProfile, count: Callable[[int], None]
-    ) -> Subscription:
+    ) -> None:
         """Subscribe; `count` is told how many publishers are alive, where the middleware knows."""
-        listen = partial(self.create_subscription, kind, topic, hear, profile)
+
+        def locked(message: Any) -> None:
+            with self._lock:
+                hear(message)
+
+        listen = partial(self.create_subscription, kind, topic, locked, profile)
         events = SubscriptionEventCallbacks(liveliness=lambda event: count(event.alive_count))
         try:
-            return listen(event_callbacks=events)
+            self._lives.append(listen(event_callbacks=events))
         except UnsupportedEventTypeError:
             self.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
-            return listen()
-
-    def _count_executors(self, alive: int) -> None:
-        self._executors = alive
+            self._lives.append(listen())
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose
@@ -343,481 +323,55 @@ class ExecutorNode(BodyNode):
         else:
             self.get_logger().warning(f"odometry holds {value}, dropped", throttle_duration_sec=1.0)
 
-    def _on_chunk(self, message: ActionChunk) -> None:
-        # The newest counts; it is looked at when the robot may follow it.
-        self._pending, self._pending_at = message, self.now
-
     # Goals
 
     def _on_goal(self, goal: ServerGoalHandle) -> None:
-        now = self.now
         if not self.active:
-            _end_goal(goal, Result.NOT_ACTIVE, "the executor is not active: activate it first", 0.0, 0)
+            end_goal(goal, Result.NOT_ACTIVE, "the executor is not active: activate it first")
             return
         try:
             instruction = check_instruction(goal.request.instruction)
         except InstructionError as error:
-            _end_goal(goal, Result.INVALID_INSTRUCTION, str(error), 0.0, 0)
+            end_goal(goal, Result.INVALID_INSTRUCTION, str(error))
             return
         limit = goal.request.time_limit
         longest = self.value("max_time_limit")
         if not (math.isfinite(limit) and 0 <= limit <= longest):
             message = f"time limit: found {limit} s, expected 0 to {longest} s"
-            _end_goal(goal, Result.INVALID_TIME_LIMIT, message, 0.0, 0)
+            end_goal(goal, Result.INVALID_TIME_LIMIT, message)
             return
-        reason = self._trouble if self._state == State.STATE_FAULT else self._rest_reason
-        if reason is not None:
-            message = f"the executor refuses to move: {reason.message}"
-            _end_goal(goal, reason.code, message, 0.0, 0)
-            return
-        if self._task is not None:
-            self._finish(self._task, Trouble(Result.PREEMPTED, "a newer goal took over"))
-        self._next_task_id += 1
-        self._task = ActiveTask(
-            goal, self._next_task_id, instruction, now, limit or self.value("default_time_limit")
-        )
-        self._watchdog.begin()
-        self._pending = None
-        self._hold = False
-        self._capture_to_command = math.nan
-        self._publish_task(self._task.task_id, True, instruction, now)
-        # A robot that still moves for the task before comes to rest first: the new one starts from rest.
-        self._set_state(State.STATE_WAITING if self._follower.resting else State.STATE_STOPPING, None)
-        self._stop_began = self._rested_at = now
-        self.get_logger().info(
-            f"task {self._task.task_id}: {instruction!r}, at most {self._task.time_limit} s"
-        )
-
-    # The loop
-
-    def _tick(self) -> None:
-        now = self.now
-        self._health.tick()
-        self._watchdog.heartbeat.look()
-        task = self._task
-        if task is not None and task.began == 0.0:
-            # The goal came before the first /clock: the task begins now.
-            task.began = self._rested_at = now
-            self._publish_task(task.task_id, True, task.instruction, now)
-        try:
-            if task is not None:
-                self._watch(task, now)
-            if self._state == State.STATE_WAITING:
-                self._wait(task, now)
-            elif self._state == State.STATE_RUNNING:
-                self._run(task, now)
-            elif self._state == State.STATE_HOMING:
-                self._go_home(now)
-            if self._state == State.STATE_STOPPING:
-                self._stop(now)
-            elif self._state == State.STATE_STOPPED:
-                self._stay(task, now)
-        except MotionError as error:
-            # Nothing is written any more: controllers hold their last set-point.
-            self._fault(str(error))
-
-    def _watch(self, task: ActiveTask, now: float) -> None:
-        """Decide whether the task must end, or the robot stop."""
-        if task.verdict is not None:
-            return
-        if task.goal.is_cancel_requested:
-            self._decide(Trouble(Result.CANCELLED, "cancelled"))
-            return
-        if self._hold:
-            return  # the robot rests or is about to; time does not count
-        if now - task.began - task.held >= task.time_limit:
-            self._decide(Trouble(Result.TIME_LIMIT, f"ran to its time limit of {task.time_limit:.1f} s"))
-            return
-        trouble = self._find_trouble(task, now)
-        if not task.ready:
-            # At the start everything gets time to appear.
-            if trouble is None:
-                task.ready = True
-            elif now - task.began > self.value("start_timeout") or not (
-                trouble.passing or trouble.code in _APPEARING
-            ):
-                self._decide(trouble)
-            return
-        if trouble is None:
-            return
-        if not trouble.passing:
-            self._decide(trouble)
-        elif self._state == State.STATE_RUNNING:
-            self._begin_stop(trouble, now)
-        elif self._state == State.STATE_WAITING:
-            self._set_state(State.STATE_STOPPED, trouble)
-            self._rested_at = now
-
-    def _find_trouble(self, task: ActiveTask, now: float) -> Trouble | None:
-        return self._watchdog.find(task.task_id, task.chunks, now)
-
-    def _wait(self, task: ActiveTask, now: float) -> None:
-        """At rest at the start of a task: move with the first usable chunk."""
-        if task.ready and self._pending is not None:
-            self._start_moving(task, now)
-        elif task.ready and now - self._rested_at > self.value("chunk_timeout"):
-            waited = f"no chunk within {now - self._rested_at:.1f} s"
-            self._decide(Trouble(Result.CHUNK_STALE, waited))
-
-    def _start_moving(self, task: ActiveTask, now: float) -> None:
-        # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
-        if task.moved:
-            self._follower.go_on(now)
-        else:
-            self._follower.start(now)
-        if self._accept(task, now):
-            self._set_state(State.STATE_RUNNING, None)
-            self._move(task, now)
-
-    def _run(self, task: ActiveTask, now: float) -> None:
-        if self._pending is not None:
-            self._accept(task, now)
-        if self._state != State.STATE_RUNNING:
-            return
-        remaining = self._follower.timeline.remaining(now)
-        if remaining < 0:
-            age = now - self._follower.timeline.stamp
-            message = f"chunks stopped: the newest was captured {age:.2f} s ago and its last row has passed"
-            self._begin_stop(Trouble(Result.CHUNK_STALE, message, passing=True), now)
-            return
-        self._move(task, now)
-
-    def _move(self, task: ActiveTask, now: float) -> None:
-        task.moved = True
-        self._write(self._follower.step(now), now)
-        if math.isnan(self._capture_to_command):
-            written = self.now
-            self._capture_to_command = written - self._follower.timeline.stamp
-            self._health.commanded(self._capture_to_command, written)
-            self._publish_feedback(task)
-            self._publish_status()
-
-    def _accept(self, task: ActiveTask, now: float) -> bool:
-        """Take the waiting chunk; False, with the reason dealt with, when it cannot be followed."""
-        message, self._pending = self._pending, None
-        if message.task_id != task.task_id:
-            return False  # of the task before
-        names = self.embodiment.layout.names
-        count = len(names)
-        try:
-            if message.embodiment != self.embodiment.name or tuple(message.channels) != names:
-                raise ChunkRefused(
-                    f"chunk of {message.embodiment} with channels {list(message.channels)}, "
-                    f"expected {self.embodiment.name} with {list(names)}"
-                )
-            if len(message.data) != message.horizon * count:
-                raise ChunkRefused(
-                    f"chunk holds {len(message.data)} values, expected {message.horizon} rows of {count}"
-                )
-            rows = np.asarray(message.data).reshape(message.horizon, count)
-            self._follower.offer(rows, seconds(message.header.stamp), message.step, now, message.sequence)
-        except ChunkRefused as error:
-            self._health.refused += 1
-            if error.late:
-                # Not a fault: the chunk being followed goes on, and its end is watched.
-                self.get_logger().warning(
-                    f"chunk {message.sequence} refused: {error}", throttle_duration_sec=1.0
-                )
-            else:
-                self._decide(Trouble(Result.CHUNK_INVALID, f"chunk {message.sequence} refused: {error}"))
-            return False
-        task.chunks += 1
-        task.inference_time = message.inference_time
-        self._health.accepted(message, self._pending_at, now)
-        self._capture_to_command = math.nan
-        return True
-
-    def _stop(self, now: float) -> None:
-        self._write(self._follower.brake(), now)
-        if not self._follower.resting:
-            return
-        self._stop_duration = now - self._stop_began
-        task, self._rested_at = self._task, now
-        if task is not None and task.verdict is not None:
-            self._finish(task, task.verdict)
-        elif task is not None and self._hold:
-            self._set_state(State.STATE_HOLDING, None)
-        elif task is not None and self._trouble is not None:
-            self._set_state(State.STATE_STOPPED, self._trouble)
-        elif task is not None:
-            self._set_state(State.STATE_WAITING, None)
-        else:
-            self._settle(self._trouble)
-
-    def _stay(self, task: ActiveTask, now: float) -> None:
-        """At rest within a task: go on when the reason has passed, else end."""
-        trouble = self._find_trouble(task, now)
-        if trouble is None and self._pending is not None:
-            # It came after the stop began: all that it depends on works again.
-            self._start_moving(task, now)
-            return
-        patience = self.value("recovery_timeout" if trouble is not None else "chunk_timeout")
-        if now - self._rested_at > patience:
-            self._decide(trouble or self._trouble)
-
-    def _begin_stop(self, trouble: Trouble | None, now: float) -> None:
-        self._stop_began = now
-        self._pending = None
-        self._set_state(State.STATE_STOPPING, trouble)
-
-    def _decide(self, verdict: Trouble) -> None:
-        """The task ends; the robot comes to rest first."""
-        self._task.verdict = verdict
-        if self._follower.resting and self._state != State.STATE_RUNNING:
-            self._finish(self._task, verdict)
-            return
-        reason = verdict if verdict.code >= FIRST_ERROR else None
-        if self._state == State.STATE_STOPPING:
-            self._set_state(State.STATE_STOPPING, reason)
-        else:
-            self._begin_stop(reason, self.now)
-
-    def _finish(self, task: ActiveTask, verdict: Trouble) -> None:
-        self._task, self._hold = None, False
-        elapsed = self.now - task.began
-        text = f"task {task.task_id} ended with code {verdict.code}: {verdict.message}"
-        # One call each: rclpy ties a severity to the line that logs.
-        if verdict.code < FIRST_ERROR:
-            self.get_logger().info(text)
-        else:
-            self.get_logger().warning(text)
-        self._publish_task(task.task_id, False, task.instruction, self.now)
-        self._settle(verdict if verdict.code >= FIRST_ERROR else None)
-        _end_goal(task.goal, verdict.code, verdict.message, elapsed, task.chunks)
-        self._ended = time.monotonic()
-
-    def _settle(self, trouble: Trouble | None) -> None:
-        """Nothing is left to do."""
-        self._set_state(self._rest_state, self._rest_reason or trouble)
-
-    def _come_to_rest(self, state: int, reason: Trouble) -> None:
-        """End what is being done, ramp to rest, and stay there in `state`."""
-        self._rest_state = state
-        self._rest_reason = None if state == State.STATE_IDLE else reason
-        self._hold = False
-        if self._task is not None:
-            if self._task.verdict is None:
-                self._decide(reason)
-        elif self._state == State.STATE_FAULT:
-            pass  # nothing is written in it
-        elif not self._follower.resting:
-            self._begin_stop(reason, self.now)
-        else:
-            self._settle(None)
-
-    # Services
-
-    def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        reason = Trouble(Result.STOP_REQUESTED, "stopped by ~/stop; call ~/reset to go on")
-        self._come_to_rest(State.STATE_HALTED, reason)
-        return _answer(response, True, "at rest" if self._state in CLOSED else "stopping")
-
-    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        if self._state == State.STATE_YIELDED or self._rest_state == State.STATE_YIELDED:
-            return _answer(response, False, "the robot is in other hands: call ~/take_over with false")
-        if self._state not in CLOSED and self._rest_state != State.STATE_IDLE:
-            return _answer(response, False, "the robot still moves: call again when it rests")
-        if self._state == State.STATE_FAULT:
-            try:
-                # The fault left the planner where it was, the robot may be elsewhere.
-                self._follower.start(self.now)
-            except ValueError as error:
-                return _answer(response, False, str(error))
-        if self._state in CLOSED:
-            self._open()
-        return _answer(response, True, "ready")
-
-    def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        if self._task is None or self._task.verdict is not None:
-            return _answer(response, False, "no task to pause")
-        if not self._hold:
-            self._hold, self._hold_began = True, self.now
-            if self._state == State.STATE_RUNNING:
-                self._begin_stop(None, self.now)
-            elif self._state != State.STATE_STOPPING:
-                self._set_state(State.STATE_HOLDING, None)
-        return _answer(response, True, "holding" if self._state == State.STATE_HOLDING else "stopping")
-
-    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        if not self._hold:
-            return _answer(response, False, "nothing is paused")
-        self._hold = False
-        self._task.held += self.now - self._hold_began
-        self._pending = None
-        self._watchdog.begin()
-        if self._state == State.STATE_HOLDING:
-            self._rested_at = self.now
-            self._set_state(State.STATE_WAITING, None)
-        return _answer(response, True, "going on with the next chunk")
-
-    def _on_home(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        if self._task is not None or self._state != State.STATE_IDLE:
-            return _answer(
-                response, False, "the robot is busy or stopped: home is for a robot without a task"
-            )
-        now = self.now
-        self._watchdog.begin()
-        trouble = self._watchdog.find_in_robot(now)
-        if trouble is not None:
-            return _answer(response, False, trouble.message)
-        duration = self._follower.start_home(now, self.value("home_speed"))
-        self._home_until = now + duration + HOMING_PATIENCE
-        self._set_state(State.STATE_HOMING, None)
-        return _answer(response, True, f"home in {duration:.1f} s")
-
-    def _on_take_over(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if refused := self._refusal():
-            return _answer(response, False, refused)
-        if request.data:
-            if State.STATE_HALTED in (self._state, self._rest_state) or self._state == State.STATE_FAULT:
-                return _answer(response, False, "the robot is stopped: call ~/reset first")
-            reason = Trouble(Result.TAKEN_OVER, "in other hands; call ~/take_over with false to give it back")
-            self._come_to_rest(State.STATE_YIELDED, reason)
-            at_rest = self._state == State.STATE_YIELDED
-            return _answer(response, True, "yours" if at_rest else "stopping; yours in state YIELDED")
-        if self._state != State.STATE_YIELDED:
-            return _answer(response, False, "the robot is not in other hands")
-        # The next motion starts from where the robot is then.
-        self._open()
-        return _answer(response, True, "taken back")
-
-    def _refusal(self) -> str:
-        return "" if self.active else "the executor is not active: activate it first"
-
-    def _open(self) -> None:
-        self._rest_state, self._rest_reason = State.STATE_IDLE, None
-        self._set_state(State.STATE_IDLE, None)
-
-    def _go_home(self, now: float) -> None:
-        trouble = self._watchdog.find_in_robot(now)
-        if trouble is None and now > self._home_until:
-            trouble = Trouble(Result.TRACKING_LOST, "home is not reached in time: a limit is in the way")
-        if trouble is not None:
-            self._begin_stop(trouble, now)
-            return
-        self._write(self._follower.step_home(now), now)
-        if self._follower.homed:
-            self._set_state(State.STATE_IDLE, None)
-
-    def _fault(self, reason: str) -> None:
-        trouble = Trouble(Result.CHUNK_INVALID, reason)
-        self.get_logger().error(f"refusing to move until ~/reset: {reason}")
-        if self._task is not None:
-            self._finish(self._task, trouble)
-        self._set_state(State.STATE_FAULT, trouble)
-
-    def _write(self, commands: list[Command], now: float) -> None:
-        stamp = self.stamp(now)
-        for command in commands:
-            self._watchdog.note(command)
-            if not self._dry_run:
-                self._writers[command.group].write(command, stamp)
-        self._commands += not self._dry_run
+        limit = limit or self.value("default_time_limit")
+        with self._lock:
+            reason = self._conductor.refusal
+            if reason is not None:
+                end_goal(goal, reason.code, f"the executor refuses to move: {reason.message}")
+                return
+            self._next_task_id += 1
+            self._conductor.begin(ActiveTask(goal, self._next_task_id, instruction, self.now, limit))
 
     # What is said
 
     def _motion_health(self) -> Health:
-        facts = {
-            "state": _STATE_NAMES[self._state],
-            "task": "" if self._task is None else self._task.instruction,
-            "dry run": self._dry_run,
-            "commands": self._commands,
-            "stop duration [s]": self._stop_duration,
-        }
-        trouble = "" if self._trouble is None else self._trouble.message
-        return self._health.motion(facts, trouble, self._state in CLOSED)
-
-    def _set_state(self, state: int, trouble: Trouble | None) -> None:
-        changed = (state, trouble) != (self._state, self._trouble)
-        if (
-            trouble is not None
-            and trouble != self._trouble
-            and state in (State.STATE_STOPPING, State.STATE_STOPPED)
-        ):
-            self.get_logger().warning(f"stop: {trouble.message}")
-        self._state, self._trouble = state, trouble
-        if changed:
-            self._publish_status()
-
-    def _publish_task(self, task_id: int, active: bool, instruction: str, stamp: float) -> None:
-        message = Task(task_id=task_id, active=active, instruction=instruction)
-        message.header.stamp = self.stamp(stamp)
-        self._task_publisher.publish(message)
+        with self._lock:
+            conductor = self._conductor
+            facts = {
+                "state": _STATE_NAMES[conductor.state],
+                "task": "" if conductor.task is None else conductor.task.instruction,
+                "dry run": self.value("dry_run"),
+                "commands": conductor.commands,
+                "stop duration [s]": conductor.stop_duration,
+            }
+            trouble = "" if conductor.trouble is None else conductor.trouble.message
+            closed = conductor.closed
+        return self._health.motion(facts, trouble, closed)
 
     def _report(self) -> None:
-        """Say how things are, and end a task whose clock has stopped: the loop, which runs by it, cannot."""
-        now, wall = self.now, time.monotonic()
-        if now != self._clock_seen[0]:
-            self._clock_seen = now, wall
-        elif self._task is not None and wall - self._clock_seen[1] > CLOCK_PATIENCE:
-            message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
-            self._finish(self._task, Trouble(Result.JOINT_STATE_STALE, message))
-        self._look_for_rivals()
-        task, policy = self._task, self._watchdog.policy
-        if task is not None and policy is not None and policy.task_id != task.task_id:
-            # A policy that has just started may have missed it.
-            self._publish_task(task.task_id, True, task.instruction, task.began)
-        self._publish_status()
-
-    def _look_for_rivals(self) -> None:
-        """Who else commands the robot; looked at here, because the graph is slow to ask."""
-        if not self.value("exclusive") or self._dry_run:
-            return
-        own = self.get_name(), self.get_namespace()
-        rivals = {}
-        for writer in self._writers.values():
-            if self.count_publishers(writer.topic) > 1:
-                infos = self.get_publishers_info_by_topic(writer.topic)
-                names = [(info.node_name, info.node_namespace) for info in infos]
-                if names := [_full_name(*name) for name in names if name != own]:
-                    rivals[writer.topic] = names
-        if self._executors > 1:
-            rivals[self._status_publisher.topic_name] = [f"another {self.get_fully_qualified_name()}"]
-        self._watchdog.rivals = rivals
-
-    def _publish_status(self) -> None:
-        now, task = self.now, self._task
-        timeline = self._follower.timeline
-        following = self._state == State.STATE_RUNNING
-        message = ExecutorStatus(
-            state=self._state,
-            code=0 if self._trouble is None else self._trouble.code,
-            message="" if self._trouble is None else self._trouble.message,
-            embodiment=self.embodiment.name,
-            task_id=0 if task is None else task.task_id,
-            sequence=timeline.sequence if following else 0,
-            remaining=timeline.remaining(now) if following else 0.0,
-            capture_to_command=self._capture_to_command,
-            commands=self._commands,
-            clamped=self._follower.clamped,
-            stop_duration=self._stop_duration,
-            dry_run=self._dry_run,
-        )
-        message.header.stamp = self.stamp(now)
-        self._status_publisher.publish(message)
-        if task is not None:
-            self._publish_feedback(task)
-
-    def _publish_feedback(self, task: ActiveTask) -> None:
-        task.goal.publish_feedback(
-            ExecuteTask.Feedback(
-                elapsed=self.now - task.began,
-                chunks=task.chunks,
-                inference_time=task.inference_time,
-                capture_to_command=self._capture_to_command,
-                state=self._state,
-            )
-        )
+        rivals = self._rivals.look() if self.value("exclusive") and not self.value("dry_run") else {}
+        with self._lock:
+            self._watchdog.rivals = rivals
+            # The loop stands while a simulated clock does.
+            self._inbox.take()
+            self._conductor.say()
 
 
 _STATE_NAMES = {
@@ -825,47 +379,6 @@ _STATE_NAMES = {
     for name, value in vars(State).items()
     if name.startswith("STATE_")
 }
-
-# Missing at the start, these may still appear within `start_timeout`.
-_APPEARING = (Result.CONTROLLER_LOST, Result.JOINT_STATE_INVALID)
-
-
-def _refuse_to_run(goal: ServerGoalHandle) -> ExecuteTask.Result:
-    raise RuntimeError("goals are ended by _end_goal")
-
-
-def _full_name(name: str, namespace: str) -> str:
-    # A publisher is discovered before the node that it belongs to.
-    return "a new node" if "UNKNOWN" in name else f"{namespace.rstrip('/')}/{name}"
-
-
-def _ignore(message: ExecutorStatus) -> None:
-    pass
-
-
-def _answer(response, success: bool, message: str):
-    response.success, response.message = success, message
-    return response
-
-
-def _end_goal(goal: ServerGoalHandle, code: int, message: str, elapsed: float, chunks: int) -> None:
-    """Report the result of a goal.
-
-    `execute` is called only here, when the result is known: a coroutine that waited for it would keep the
-    executors of rclpy 7 busy, and a thread would race with the loop.
-    """
-    result = ExecuteTask.Result(code=code, message=message, elapsed=elapsed, chunks=chunks)
-
-    def report(handle: ServerGoalHandle) -> ExecuteTask.Result:
-        if code == Result.TIME_LIMIT:
-            handle.succeed()
-        elif code == Result.CANCELLED and handle.is_cancel_requested:
-            handle.canceled()
-        else:
-            handle.abort()
-        return result
-
-    goal.execute(report)
 
 
 def main() -> int:
