@@ -13,8 +13,8 @@ from .stop import AxisState, Brake, Limits, MotionError
 # Targets stay this far inside velocity limits, so that the planner never starts on a bound [fraction].
 VELOCITY_MARGIN = 0.98
 
-# A position may miss its bound by rounding of the planner.
-POSITION_TOLERANCE = 1e-7
+# A position may miss its bound by what the planner may miss its target by, once and not anew at every step.
+POSITION_TOLERANCE = 1e-8
 
 
 class JointTracker:
@@ -97,8 +97,8 @@ class JointTracker:
         before = self.state
         after, found = self._towards(inside, slow)
         # Bounds widen to where the robot already is, and narrow again as it moves inside.
-        lower = np.minimum(self.limits.lower, before.position) - POSITION_TOLERANCE
-        upper = np.maximum(self.limits.upper, before.position) + POSITION_TOLERANCE
+        lower = np.minimum(self.limits.lower - POSITION_TOLERANCE, before.position)
+        upper = np.maximum(self.limits.upper + POSITION_TOLERANCE, before.position)
         if not found.all():
             after = self._or_brake(after, found)
         _, lowest, highest = self._brake.plan(after)
