@@ -196,7 +196,8 @@ class Adversary:
         if kind == "bang":
             return np.where(rng.random(shape) < 0.5, self._low, self._high)
         if kind == "edge":
-            return np.where(rng.random(shape[1]) < 0.5, self._low, self._high) + rng.normal(0, 1e-9, shape)
+            near = rng.normal(0, 1, shape) * 10.0 ** rng.uniform(-10, -3, shape) * span
+            return np.where(rng.random(shape[1]) < 0.5, self._low, self._high) + near
         if kind == "beyond":
             return middle + rng.normal(0, 5, shape) * span
         if kind == "huge":
