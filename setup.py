@@ -36,6 +36,9 @@ EXTRAS = {
         "opencv-python-headless>=4.8",  # image conversion where cv_bridge is missing
         "transforms3d>=0.4.2",  # quaternions where tf_transformations is missing
     ],
+    "rerun": [
+        "rerun-sdk>=0.23",  # the plan without RViz; the first with Scalars and set_time
+    ],
     "sim": [
         "mujoco>=3.8,<3.9",  # physics and rendering; tested with 3.8, and the ViperX model needs < 3.9
     ],

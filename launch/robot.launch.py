@@ -25,9 +25,10 @@ def start(context: LaunchContext) -> list:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    def node(name: str, texts: tuple = (), flags: tuple = ()) -> Node:
+    def node(name: str, texts: tuple = (), flags: tuple = (), settings: dict | None = None) -> Node:
         parameters = {text: ParameterValue(value(text), value_type=str) for text in ("embodiment", *texts)}
         parameters |= {flag: value(flag) == "true" for flag in ("use_sim_time", "autostart", *flags)}
+        parameters |= settings or {}
         return Node(
             package="qwen_vla_ros",
             executable=name,
@@ -41,6 +42,9 @@ def start(context: LaunchContext) -> list:
     actions = [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device", "backend"))]
     if value("visualizer") == "true":
         actions.append(node("visualizer", ("robot_description",)))
+    if (output := value("rerun")) != "false":
+        settings = {"output": "" if output == "true" else output}
+        actions.append(node("rerun", settings=settings))
     if value("rviz") == "true":
         rviz = PythonLaunchDescriptionSource(str(SHARE / "launch" / "rviz.launch.py"))
         actions.append(IncludeLaunchDescription(rviz))
@@ -70,6 +74,7 @@ def generate_launch_description() -> LaunchDescription:
         ("visualizer", "true", "Publish the plan as markers.", TRUTH),
         ("rviz", "false", "Start RViz too.", TRUTH),
         ("foxglove", "false", "Start foxglove_bridge too.", TRUTH),
+        ("rerun", "false", "true: show it in Rerun; or a .rrd file to write, or the URL of a viewer.", None),
         ("log_level", "info", "debug, info, warn, error or fatal.", None),
         ("fastdds_profile", profile, "XML profile of Fast DDS.", None),
     ]

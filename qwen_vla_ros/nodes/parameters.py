@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NODES = ("policy", "executor", "visualizer", "sim")
+NODES = ("policy", "executor", "visualizer", "rerun", "sim")
 HEADER = """# Parameters
 
 Made from the code by `python -m qwen_vla_ros.nodes.parameters`; do not edit. All are read-only: set them at

@@ -20,6 +20,7 @@ ROBOT = {
     "embodiment",
     "checkpoint",
     "device",
+    "backend",
     "params_file",
     "robot_description",
     "use_sim_time",
@@ -28,12 +29,13 @@ ROBOT = {
     "visualizer",
     "rviz",
     "foxglove",
+    "rerun",
     "log_level",
     "fastdds_profile",
 }
 ARGUMENTS = {
     "robot": ROBOT,
-    "sim": ROBOT | {"task", "seed"},
+    "sim": ROBOT | {"model", "task", "seed"},
     "gazebo": ROBOT | {"world", "robot", "headless"},
     "rviz": {"namespace", "embodiment", "rviz_config", "fixed_frame", "use_sim_time", "log_level"},
 }
