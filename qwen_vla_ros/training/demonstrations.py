@@ -10,7 +10,8 @@ g goals and o objects:
     actions       float32 (n, g, horizon, c) physical units, NaN where there is no goal
     targets       int8 (n, g)               index of the object that is meant, -1 where none is
     focus         int8 (n,)                 the goal that the robot was after
-    classes       int8 (n, o)               index into meta.json's classes, -1 where there are fewer objects
+    classes       int8 (n, o)               index into meta.json's classes, -1 where there are fewer objects;
+                                            the robot's hands come last
     pixels        float32 (n, v, o, 2)      centre of each object, (column, row) as a share of the picture
     visible       bool (n, v, o)            whether the centre is inside the picture (it may be hidden)
     places        float32 (n, o, 3)         centre of each object from the robot's base [m]
@@ -54,6 +55,8 @@ _FILL: dict[str, Any] = {
     "visible": False,
     "places": 0.0,
 }
+# Arms of a body and what their ends are called.
+_HANDS = {None: "hand", "left": "left hand", "right": "right hand"}
 # The axis along which they are counted, after that of pictures.
 _RAGGED = {name: 1 if name in ("pixels", "visible") else 0 for name in _FILL}
 _FIELDS = (
@@ -142,7 +145,7 @@ def make(
             image_size=[list(camera.size) for camera in embodiment.cameras],
             channels=list(embodiment.layout.names),
             joints=list(world.joint_names),
-            classes=list(classes()),
+            classes=[*classes(), *_HANDS.values()],
             horizon=embodiment.horizon,
             step=1.0 / embodiment.control_rate,
         )
@@ -372,7 +375,10 @@ def _picture(world: Any, meta: Meta, focus: Any, scene: int, rng: np.random.Gene
 
 
 def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
-    centres = np.stack([position for position, _ in world.objects.values()])
+    hands = [arm.name for arm in world.body.arms]
+    centres = np.stack([*(position for position, _ in world.objects.values()), *map(world.tool, hands)])
+    names = [f"{thing.colour} {thing.kind}" for thing in world.things.values()]
+    names += [_HANDS[hand] for hand in hands]
     pixels, visible = [], []
     for view, size in zip(meta.views, meta.image_size, strict=True):
         found, in_front = world.project(view, centres)
@@ -382,10 +388,7 @@ def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
     x, y, yaw = world.base_pose
     turn = np.array([[np.cos(yaw), np.sin(yaw), 0.0], [-np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
     return {
-        "classes": np.array(
-            [meta.classes.index(f"{thing.colour} {thing.kind}") for thing in world.things.values()],
-            dtype=np.int8,
-        ),
+        "classes": np.array([meta.classes.index(name) for name in names], dtype=np.int8),
         "pixels": np.stack(pixels),
         "visible": np.stack(visible),
         "places": ((centres - (x, y, 0.0)) @ turn.T).astype(np.float32),

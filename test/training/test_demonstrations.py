@@ -58,6 +58,18 @@ def test_label_is_the_place_of_the_colour(data):
     assert hits >= 0.75 * trials
 
 
+def test_the_hand_is_labelled_where_it_is(data):
+    meta, arrays = demonstrations.read_all(data / "franka_panda")
+    with make_world("franka_panda") as world:
+        for row in range(4):
+            world.teleport(dict(zip(meta.joints, arrays["state"][row].tolist(), strict=True)))
+            (index,) = np.flatnonzero(arrays["classes"][row] == meta.classes.index("hand"))
+            np.testing.assert_allclose(arrays["places"][row, index], world.tool(None), atol=1e-5)
+            pixel, in_front = world.project(meta.views[0], world.tool(None)[None])
+            assert in_front.all()
+            np.testing.assert_allclose(arrays["pixels"][row, 0, index] * 128, pixel[0], atol=1e-2)
+
+
 def test_actions_end_at_the_goal(data):
     """From every state the expert's chunk approaches the target's posture."""
     meta, arrays = demonstrations.read_all(data / "franka_panda")
