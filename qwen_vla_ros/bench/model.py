@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks per second of the tiny model on one CPU thread, from uint8 images to a normalised chunk."""
+"""Chunks per second of the tiny model on the CPU, from uint8 images to a normalised chunk.
+
+python -m qwen_vla_ros.bench.model --threads 2
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import tempfile
@@ -24,14 +28,15 @@ from qwen_vla_ros.policy.onnx import OnnxPolicy
 
 THREADS = 1  # on two cores the other one is the executor's
 STEPS = 4
-ROUNDS = 4
-RUNS = 15  # chunks per round and implementation
+ROUNDS = 6
+RUNS = 10  # chunks per round and implementation
 SIDE = 128  # [px]
 TARGET = 15.0  # chunk/s
 TARGET_RATIO = 2.0  # stock / the best backend
+BACKENDS = {"eager": "fast", "engine": "engine", "onnx": "onnx"}
 
 
-def two_view_policy() -> tuple[LocalPolicy, Checkpoint]:
+def two_view_policy(threads: int = THREADS) -> tuple[LocalPolicy, Checkpoint]:
     """The shipped checkpoint, or fresh weights of the same size, serving a body with two views and H = 16."""
     folder = resources.checkpoints_directory() / "qwen_vla_tiny"
     fresh = Checkpoint(Path("fresh"), *build_tiny(), {})
@@ -50,7 +55,7 @@ def two_view_policy() -> tuple[LocalPolicy, Checkpoint]:
         raise RuntimeError(
             f"so101: found {len(body.cameras)} views and horizon {body.horizon}, expected 2 and 16"
         )
-    policy = LocalPolicy(checkpoint, steps=STEPS, threads=THREADS)
+    policy = LocalPolicy(checkpoint, steps=STEPS, threads=threads)
     policy.configure(body)
     return policy, checkpoint
 
@@ -68,16 +73,19 @@ def time_round(policy: Policy, views: list[str], seed: int) -> list[float]:
     return durations
 
 
-def run() -> list[BenchResult]:
-    """Alternate between the backends and the stock forward pass; medians over all chunks of each."""
-    policy, checkpoint = two_view_policy()
+def run(threads: int = THREADS) -> list[BenchResult]:
+    """Alternate between the backends and the stock forward pass, each with this number of threads.
+
+    A ratio is the median over the rounds, each of the medians of its chunks.
+    """
+    policy, checkpoint = two_view_policy(threads)
     body = load_embodiment("so101")
     views = [camera.view for camera in body.cameras]
-    engine = LocalPolicy(checkpoint, steps=STEPS, threads=THREADS, engine=True)
+    engine = LocalPolicy(checkpoint, steps=STEPS, threads=threads, engine=True)
     engine.configure(body)
     with tempfile.TemporaryDirectory(prefix="qwen_vla_onnx_") as folder:
         export_onnx(checkpoint, folder, ["so101"], STEPS)
-        onnx = OnnxPolicy(Path(folder), "cpu", threads=THREADS)
+        onnx = OnnxPolicy(Path(folder), "cpu", threads=threads)
         onnx.configure(body)
     policies: dict[str, Policy] = {"fast": policy, "stock": policy, "engine": engine, "onnx": onnx}
     durations: dict[str, list[float]] = {name: [] for name in policies}
@@ -89,9 +97,14 @@ def run() -> list[BenchResult]:
             found = time_round(served, views, index)
             durations[name] += found
             rounds[name].append(statistics.median(found))
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rounds["stock"], rounds[key], strict=True))
+        for name, key in BACKENDS.items()
+    }
+    best = max(ratios, key=lambda name: ratios[name])
     median = {name: statistics.median(values) for name, values in durations.items()}
     detail = {
-        "threads": THREADS,
+        "threads": threads,
         "views": len(views),
         "image": [SIDE, SIDE],
         "horizon": 16,
@@ -116,28 +129,42 @@ def run() -> list[BenchResult]:
             detail={"median": 1e3 * median["fast"], "chunks": len(durations["fast"])},
         ),
         BenchResult(
-            "time of the stock transformers forward / ours",
-            median["stock"] / median["fast"],
+            "time of the stock transformers forward / best backend",
+            ratios[best],
             "x",
-            target=1.0,
+            target=TARGET_RATIO,
             higher_is_better=True,
-            detail={"stock median ms": 1e3 * median["stock"]},
+            detail={
+                "backend": best,
+                "threads": threads,
+                "stock median ms": 1e3 * median["stock"],
+                "stock median ms of each round": [round(1e3 * m, 2) for m in rounds["stock"]],
+                "load": os.getloadavg()[0],
+            },
         ),
         *(
             BenchResult(
                 f"time of the stock transformers forward / backend {name}",
-                median["stock"] / median[name],
+                ratios[name],
                 "x",
-                target=TARGET_RATIO,
                 higher_is_better=True,
                 detail={
-                    "median ms": 1e3 * median[name],
-                    "p99 ms": 1e3 * float(np.percentile(durations[name], 99)),
-                    "stock median ms of each round": [round(1e3 * m, 2) for m in rounds["stock"]],
-                    "median ms of each round": [round(1e3 * m, 2) for m in rounds[name]],
-                    "load": os.getloadavg()[0],
+                    "median ms": 1e3 * median[key],
+                    "p99 ms": 1e3 * float(np.percentile(durations[key], 99)),
+                    "median ms of each round": [round(1e3 * m, 2) for m in rounds[key]],
                 },
             )
-            for name in ("engine", "onnx")
+            for name, key in BACKENDS.items()
         ),
     ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=THREADS)
+    for result in run(parser.parse_args().threads):
+        print(f"{result.name}: {result.value:.3g} {result.unit} {result.detail}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.policy import MANIFEST
 
 # Raised when what is exported changes for the same checkpoint.
-_REVISION = 1
+_REVISION = 2
 _NEEDED = ("onnx", "onnxruntime")
 
 

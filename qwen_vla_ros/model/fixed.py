@@ -47,8 +47,9 @@ class Shape:
         positions: mRoPE indices (t, h, w) of every token.
         steps: Euler steps.
         mean, std: Of pixel values in [0, 1].
-        padded: Prompts may be shorter than `positions`: what follows the images is counted text, and keys
-            beyond the end are masked.
+        padded: Prompts may be shorter than `positions`, padded on the right: what follows the images is
+            counted text, and keys beyond the end are masked.
+        ragged: Prompts may be shorter, and come without padding: sizes follow the prompt.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -58,10 +59,15 @@ class Shape:
     mean: float
     std: float
     padded: bool = False
+    ragged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.padded and self.ragged:
+            raise ValueError("shape: padded and ragged, expected one of them")
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt."""
+        """Tokens of the longest prompt."""
         return len(self.positions)
 
 
@@ -121,23 +127,47 @@ def turn(x: Tensor, factors: Tensor, rotary: int) -> Tensor:
     return torch.addcmul(x * factors[0], partner(x, rotary), factors[1])
 
 
-def normed(x: Tensor, eps: float) -> Tensor:
-    """x over its root mean square."""
-    if x.device.type != "cpu":
-        return F.rms_norm(x, (x.shape[-1],), eps=eps)
+def halves(x: Tensor) -> tuple[Tensor, ...]:
+    """Both halves of the channels."""
+    return x.split(int(x.shape[-1]) // 2, dim=-1)
+
+
+def normed(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    """x over its root mean square, times a weight."""
     if torch.onnx.is_in_onnx_export():
-        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
-    # torch has no kernel of its own for this on a CPU; the norm is the fastest reduction.
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * torch.rsqrt(length.square() * (1.0 / int(x.shape[-1])) + eps)
+        # As onnxruntime writes it, which makes one operation of it where there is a weight.
+        x = x / torch.sqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)
+    elif x.device.type != "cpu":
+        x = F.rms_norm(x, (x.shape[-1],), eps=eps)
+    else:
+        # torch has no kernel of its own for this on a CPU; the norm is the fastest reduction.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        x = x * torch.rsqrt(length.square() * (1.0 / int(x.shape[-1])) + eps)
+    return x if weight is None else x * weight
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh form of GELU, written as x * sigmoid: a third of the time of torch's on a CPU."""
+    if torch.onnx.is_in_onnx_export():
+        # As onnxruntime writes it, which makes one operation of it.
+        return x * 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
     if x.device.type != "cpu":
         return F.gelu(x, approximate="tanh")
     scale = 2.0 * math.sqrt(2.0 / math.pi)
     return x * torch.sigmoid(x * (scale + 0.044715 * scale * x.square()))
+
+
+def tiles(matrix: Tensor, block: int, count: int, below: bool) -> Tensor:
+    """Square tiles on the diagonal, or of every two of them the one below it and beside the other.
+
+    matrix (heads, n, n) -> (heads, count, block, block).
+    """
+    size = int(matrix.shape[-1])
+    steps = torch.arange(count, device=matrix.device) * block
+    first = steps * (2 * size + 2) + block * size if below else steps * (size + 1)
+    inside = torch.arange(block, device=matrix.device)
+    indices = first[:, None, None] + inside[:, None] * size + inside
+    return matrix.flatten(1).index_select(1, indices.flatten()).view(-1, count, block, block)
 
 
 def inverse_of_unit_lower(strict: Tensor) -> Tensor:
@@ -154,8 +184,7 @@ def inverse_of_unit_lower(strict: Tensor) -> Tensor:
     while block > BLOCK:
         block //= 2
     count = size // block
-    tiles = strict.view(heads, count, block, count, block)
-    diagonal = torch.stack([tiles[:, i, :, i] for i in range(count)], dim=1)
+    diagonal = tiles(strict, block, count, below=False)
     unit = torch.eye(block, dtype=strict.dtype, device=strict.device)
     inverse, power, reach = unit - diagonal, diagonal, 2
     while reach < block:
@@ -164,10 +193,8 @@ def inverse_of_unit_lower(strict: Tensor) -> Tensor:
         reach *= 2
     while block < size:
         count //= 2
-        tiles = strict.view(heads, count, 2, block, count, 2, block)
-        below = torch.stack([tiles[:, i, 1, :, i, 0] for i in range(count)], dim=1)
-        pairs = inverse.view(heads, count, 2, block, block)
-        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        below = tiles(strict, block, count, below=True)
+        first, second = inverse.view(heads, count, 2, block, block).unbind(dim=2)
         corner = -(second @ below @ first)
         upper = torch.cat((first, torch.zeros_like(first)), dim=-1)
         inverse = torch.cat((upper, torch.cat((corner, second), dim=-1)), dim=-2)
@@ -182,6 +209,22 @@ def padded_length(length: int) -> int:
     while block > BLOCK:
         block, doublings = -(-block // 2), doublings + 1
     return block << doublings
+
+
+def pieces_of(slots: Sequence[int]) -> list[tuple[bool, int, int | None]]:
+    """How a prompt is put together: rows a to b of its pictures (True) or of its words, in turn."""
+    pieces: list[tuple[bool, int, int | None]] = []
+    at = shown = 0
+    while shown < len(slots):
+        begin = slots[shown]
+        if begin > at:
+            pieces.append((False, at, begin))
+        first = shown
+        while shown < len(slots) and slots[shown] == begin + shown - first:
+            shown += 1
+        pieces.append((True, first, shown))
+        at = begin + shown - first
+    return [*pieces, (False, at, None)]
 
 
 class FixedModel(nn.Module):
@@ -227,23 +270,32 @@ class FixedModel(nn.Module):
         self.register_buffer(name, value.to(self.device).contiguous(), persistent=False)
 
     def _prepare_vision(self) -> None:
-        visual = self._visual
+        visual, shape = self._visual, self.shape
         self._runs: list[tuple[int, int, int]] = []  # (images, rows, columns) of images of one size
-        for rows, columns in self.shape.grids:
+        for rows, columns in shape.grids:
             if self._runs and self._runs[-1][1:] == (rows, columns):
                 self._runs[-1] = (self._runs[-1][0] + 1, rows, columns)
             else:
                 self._runs.append((1, rows, columns))
         embed = visual.patch_embed
-        self._keep("patch_matrix", embed.proj.weight.sum(dim=2).flatten(1))
+        # A still image is the same frame twice: the temporal taps add up. In the order of an image's bytes.
+        matrix = embed.proj.weight.sum(dim=2).permute(0, 2, 3, 1).flatten(1)
+        offset = embed.proj.bias
+        # Pixels of 0 to 255 in 16 bits would lose in the sum what their mean takes up.
+        self._folds_pixels = self.dtype == torch.float32
+        if self._folds_pixels:
+            offset = offset - matrix.sum(dim=1) * (shape.mean / shape.std)
+            matrix = matrix / (255.0 * shape.std)
+        self._keep("patch_matrix", matrix)
         for index, (_, rows, columns) in enumerate(self._runs):
             indices, weights, positions = backbone._image_layout(
                 rows, columns, visual.spatial_merge_size, visual.num_grid_per_side, self.device
             )
             place = (visual.pos_embed(indices) * weights[:, :, None].to(self.dtype)).sum(dim=1)
             cos, sin = visual.rotary_pos_emb(place, positions)
-            self._keep(f"place_{index}", place + embed.proj.bias)
-            factors = folded(cos, sin, cos.shape[-1])[:, :, None, None]
+            self._keep(f"place_{index}", place + offset)
+            size = int(cos.shape[-1])
+            factors = folded(cos, sin, size, cos.new_full((size,), self._root(size)))
             self._keep(f"vision_turn_{index}", factors.to(self.dtype))
 
     def _prepare_text(self) -> None:
@@ -259,7 +311,7 @@ class FixedModel(nn.Module):
         self._keep("past", hidden.clamp(min=-1e4))
         self._keep("strictly_past", torch.ones_like(hidden).tril(-1))
         self._size = size
-        self._keep("slots", torch.tensor(shape.slots, device=self.device))
+        self._pieces = pieces_of(shape.slots)
         layer: Any
         for index, layer in enumerate(text.layers):
             for name in ("input_layernorm", "post_attention_layernorm"):
@@ -280,9 +332,13 @@ class FixedModel(nn.Module):
                     self._keep(f"text_{index}_in_bias", bias)
                 for name in ("q_norm", "k_norm"):
                     norm = 1.0 + getattr(attention, name).weight.float()
-                    factors = folded(cos[0], sin[0], norm.shape[0], norm)[:, :, None]
+                    factors = folded(cos[0], sin[0], norm.shape[0], norm)[:, None]
                     self._keep(f"text_{index}_{name}", factors.to(self.dtype))
         self._keep("text_norm", 1.0 + text.norm.weight)
+        own = text.config
+        self._keep("text_root", torch.full((own.head_dim,), self._root(own.head_dim), dtype=self.dtype))
+        size = own.linear_key_head_dim
+        self._keep("unit", torch.full((size,), size**-0.5))
 
     def _prepare_expert(self, config: Any) -> None:
         expert, shape, own = self._expert, self.shape, self.expert_config
@@ -291,7 +347,7 @@ class FixedModel(nn.Module):
         positions = torch.tensor(shape.positions, device=self.device).T
         # The chunk may begin after any number of tokens: a row of factors for every place.
         after = int(positions[:, -1].max()) + 1 if own.action_position == "after_max" else length
-        self._first = 0 if shape.padded else after
+        self._first = 0 if shape.padded or shape.ragged else after
         places = torch.arange(self._first, after + horizon, device=self.device).expand(3, -1)
         # Action positions follow the number of tokens at this distance.
         self._distance = after - length
@@ -302,15 +358,17 @@ class FixedModel(nn.Module):
             for block in expert.blocks:
                 attention: Any = block.attention
                 norms = (attention.query_norm, attention.key_norm)
-                weights = [None if norm is None else norm.weight.float() for norm in norms]
+                root = torch.full((own.head_dim,), self._root(own.head_dim), device=self.device)
+                weights = [root if norm is None else norm.weight.float() for norm in norms]
                 pair = [folded(cos[0, 0], sin[0, 0], own.head_dim, weight) for weight in weights]
-                rows.append(torch.stack(pair, dim=2))  # (2, S, query and key, size)
+                rows.append(torch.stack(pair, dim=1)[:, :, None])  # (2, query and key, 1, S, size)
             sides.append(torch.stack(rows).to(self.dtype))
+        self._keep("expert_root", torch.full((own.head_dim,), self._root(own.head_dim), dtype=self.dtype))
         self._expert_rotary = 2 * sum(expert.mrope_section)
         self._keep("expert_turn_tokens", sides[0])
         self._keep("expert_turn_places", sides[1])
-        if not shape.padded:
-            self._keep("expert_turn", torch.cat(sides, dim=2)[..., None, :])
+        if not (shape.padded or shape.ragged):
+            self._keep("expert_turn", torch.cat(sides, dim=-2))
         taus = [1.0 - step / shape.steps for step in range(shape.steps)]
         self._taus = taus
         condition = expert.embed_timestep(torch.tensor(taus, device=self.device))
@@ -333,26 +391,33 @@ class FixedModel(nn.Module):
 
     # What runs
 
+    def _root(self, size: int) -> float:
+        """What queries and keys are multiplied by before `_attend`, which scales scores where it can."""
+        return size**-0.25 if self.portable else 1.0
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Softmax attention. query (..., heads, S, D), key and value (..., groups, T, D)."""
+        """Softmax attention. query (..., heads, S, D), key and value (..., groups, T, D); see `_root`."""
         groups = int(query.shape[-3] // key.shape[-3])
         if not self.portable:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=groups > 1)
         if groups > 1:
-            key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            # Heads that share keys and values, side by side.
+            query = query.unflatten(-3, (-1, groups))
+            key, value = key.unsqueeze(-3), value.unsqueeze(-3)
+        scores = query @ key.transpose(-1, -2)
         if bias is not None:
             scores = scores + bias
-        return scores.softmax(dim=-1) @ value
+        mixed = scores.softmax(dim=-1) @ value
+        return mixed.flatten(-4, -3) if groups > 1 else mixed
 
     def patches(self, images: Tensor) -> list[Tensor]:
-        """Normalised patches of each run of images of one size, in the order and arithmetic of the processor.
+        """What the patch embedding multiplies, for each run of images of one size; rows in its own order.
 
         Args:
             images: RGB of all views at the size of the model, one after another. uint8, shape (bytes,).
 
         Returns:
-            float32, shape (images * rows * columns, 3 * p * p) each.
+            float32, shape (images * rows * columns, p * p * 3) each.
         """
         visual = self._visual
         side, merge = visual.patch_embed.patch_size, visual.spatial_merge_size
@@ -360,11 +425,13 @@ class FixedModel(nn.Module):
         for count, rows, columns in self._runs:
             end = start + count * rows * columns * 3 * side * side
             tiles = images[start:end].view(
-                count, rows // merge, merge, side, columns // merge, merge, side, 3
+                count, rows // merge, merge, side, columns // merge, merge, 3 * side
             )
-            tiles = tiles.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(count * rows * columns, 3 * side * side)
-            scale = 1.0 / (255.0 * self.shape.std)
-            found.append(tiles.float() * scale - self.shape.mean / self.shape.std)
+            tiles = tiles.permute(0, 1, 4, 2, 5, 3, 6).reshape(count * rows * columns, 3 * side * side)
+            pixels = tiles.float()
+            if not self._folds_pixels:
+                pixels = pixels * (1.0 / (255.0 * self.shape.std)) - self.shape.mean / self.shape.std
+            found.append(pixels)
             start = end
         return found
 
@@ -380,130 +447,143 @@ class FixedModel(nn.Module):
         visual: Any = self._visual
         turns = getattr(self, f"vision_turn_{index}")
         place = getattr(self, f"place_{index}")
-        length = len(place)
-        x = F.linear(pixels, self.patch_matrix).view(count, length, -1)
+        length, size = len(place), int(turns.shape[-1])
+        x = F.linear(pixels, self.patch_matrix).view(count, length, len(self.patch_matrix))
         x = (x + place).flatten(0, 1)
         for block in visual.blocks:
             attention = block.attn
             heads = attention.num_heads
-            qkv = attention.qkv(block.norm1(x)).view(count, length, 3, heads, -1)
-            turned = turn(qkv[:, :, :2], turns, turns.shape[-1])
-            query, key, value = (
-                part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2])
-            )
-            mixed = self._attend(query, key, value, None).transpose(1, 2)
-            x = x + attention.proj(mixed.reshape(count * length, -1))
+            qkv = attention.qkv(block.norm1(x)).view(count, length, 3, heads, size).permute(2, 0, 3, 1, 4)
+            pair, value = qkv.split((2, 1))
+            query, key = turn(pair, turns, size)
+            mixed = self._attend(query, key, value[0], None).transpose(1, 2)
+            x = x + attention.proj(mixed.reshape(count * length, heads * size))
             mlp = block.mlp
             x = x + mlp.linear_fc2(gelu_tanh(mlp.linear_fc1(block.norm2(x))))
         return visual.merger(x)
 
     def _delta_rule(self, layer: Any, index: int, x: Tensor) -> Tensor:
         """Gated DeltaNet over one chunk. x (L, D) -> (L, D)."""
-        length = self.shape.length
+        length = x.shape[0]
         key_heads, heads = layer.num_k_heads, layer.num_v_heads
         width = 2 * layer.key_dim + layer.value_dim
         found = F.linear(x, getattr(self, f"text_{index}_in"))
-        mixed, gate, rates = (
-            found[:, :width],
-            found[:, width : width + layer.value_dim],
-            found[:, -2 * heads :],
-        )
+        mixed, gate, rates = found.split((width, layer.value_dim, 2 * heads), dim=-1)
         taps = getattr(self, f"text_{index}_taps")
-        shifts = F.pad(mixed, (0, 0, len(taps) - 1, 0))
-        mixed = shifts[:length] * taps[0]
-        for tap in range(1, len(taps)):
-            mixed = torch.addcmul(mixed, shifts[tap : tap + length], taps[tap])
+        before = len(taps) - 1
+        shifts = F.pad(mixed, (0, 0, before, 0))
+        mixed = mixed * taps[before]
+        for tap in range(before):
+            mixed = torch.addcmul(mixed, shifts[tap : tap - before], taps[tap])
         mixed = F.silu(mixed).float()
-        pair = mixed[:, : 2 * layer.key_dim].view(length, 2, key_heads, layer.head_k_dim)
-        pair = pair * torch.rsqrt(pair.square().sum(dim=-1, keepdim=True) + 1e-6)
-        query, key = pair[:, 0].transpose(0, 1), pair[:, 1].transpose(0, 1)
-        value = mixed[:, 2 * layer.key_dim :].view(length, heads, layer.head_v_dim).transpose(0, 1)
+        pair, value = mixed.split((2 * layer.key_dim, layer.value_dim), dim=-1)
+        size = layer.head_k_dim
+        pair = pair.view(-1, 2, key_heads, size).permute(1, 2, 0, 3)
+        # Over its norm: the root of the mean square times the root of the number of channels.
+        pair = normed(pair, 1e-6 / size, self.unit)
+        value = value.view(-1, heads, layer.head_v_dim).transpose(0, 1)
         rates = rates.float()
         beta = rates[:, :heads].sigmoid().T[..., None]
         g = getattr(self, f"text_{index}_rate") * F.softplus(rates[:, heads:] + layer.dt_bias)
         total = g.T.cumsum(dim=-1)
-        decay = (total[:, :, None] - total[:, None, :] + self.past).exp()
-        products = torch.stack((key, query)) @ key.transpose(-1, -2)
+        past, before_it = self._prompt(self.past, length), self._prompt(self.strictly_past, length)
+        decay = (total[:, :, None] - total[:, None, :] + past).exp()
+        products = pair @ pair[1].transpose(-1, -2)
         if heads > key_heads:
-            products = products.repeat_interleave(heads // key_heads, dim=1)
-        system, scores = products[0] * decay * beta, products[1] * decay
+            # Several heads of values share one of keys.
+            decayed = (products.unsqueeze(2) * decay.unflatten(0, (key_heads, -1))).flatten(1, 2)
+        else:
+            decayed = products * decay
+        scores, system = decayed.unbind()
+        system = system * beta
         if self._blockwise:
-            strict, extra = system * self.strictly_past, self._size - length
-            if extra:
-                strict = F.pad(strict, (0, extra, 0, extra))
+            strict = system * before_it
+            if self.shape.ragged or self._size > self.shape.length:
+                extra = self._size - length
+                strict = F.pad(strict, (0, extra, 0, extra)).view(heads, self._size, self._size)
             inverse = inverse_of_unit_lower(strict)[:, :length, :length]
             corrected = inverse @ (value * beta)
         else:
             corrected = torch.linalg.solve_triangular(system, value * beta, upper=False, unitriangular=True)
-        out = ((scores * layer.head_k_dim**-0.5) @ corrected).transpose(0, 1)
-        out = (normed(out, layer.norm.variance_epsilon).to(x.dtype) * layer.norm.weight).float()
-        out = out * F.silu(gate.view(length, heads, -1).float())
-        return layer.out_proj(out.to(x.dtype).reshape(length, -1))
+        out = ((scores * size**-0.5) @ corrected).transpose(0, 1)
+        if self.dtype == torch.float32:
+            out = normed(out, layer.norm.variance_epsilon, layer.norm.weight)
+        else:  # rounded where the stock modules round
+            out = (normed(out, layer.norm.variance_epsilon).to(x.dtype) * layer.norm.weight).float()
+        out = out * F.silu(gate.view(-1, heads, layer.head_v_dim).float())
+        return layer.out_proj(out.to(x.dtype).reshape(-1, layer.value_dim))
 
     def _full_attention(self, layer: Any, index: int, x: Tensor) -> Tensor:
         """Gated softmax attention. x (L, D) -> (L, D)."""
-        length, size = self.shape.length, layer.head_dim
+        length, size = x.shape[0], layer.head_dim
         found = F.linear(x, getattr(self, f"text_{index}_in"), getattr(self, f"text_{index}_in_bias", None))
         wide, narrow = layer.q_proj.out_features, layer.k_proj.out_features
-        both = found[:, :wide].view(length, -1, 2, size)
-        query, gate = both[:, :, 0], both[:, :, 1]
-        key = found[:, wide : wide + narrow].view(length, -1, size)
-        value = found[:, wide + narrow :].view(length, -1, size)
-        query = turn(normed(query, layer.q_norm.eps), getattr(self, f"text_{index}_q_norm"), self._rotary)
-        key = turn(normed(key, layer.k_norm.eps), getattr(self, f"text_{index}_k_norm"), self._rotary)
-        query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
-        mixed = self._attend(query, key, value, self.causal.to(x.dtype))[0].transpose(0, 1)
-        return layer.o_proj((mixed * gate.sigmoid()).reshape(length, -1))
+        both, key, value = found.split((wide, narrow, narrow), dim=-1)
+        query, gate = both.view(-1, wide // (2 * size), 2 * size).split(size, dim=-1)
+        key, value = (part.view(-1, narrow // size, size).transpose(0, 1) for part in (key, value))
+        turns = [getattr(self, f"text_{index}_{name}") for name in ("q_norm", "k_norm")]
+        if self.shape.ragged:
+            turns = [table[:, :, :length] for table in turns]
+        root = self.text_root if self.portable else None
+        query = turn(normed(query.transpose(0, 1), layer.q_norm.eps, root), turns[0], self._rotary)
+        key = turn(normed(key, layer.k_norm.eps, root), turns[1], self._rotary)
+        causal = self._prompt(self.causal, length).to(x.dtype)
+        mixed = self._attend(query[None], key[None], value[None], causal)[0].transpose(0, 1)
+        return layer.o_proj((mixed * gate.sigmoid()).reshape(-1, wide // 2))
+
+    def _prompt(self, table: Tensor, length: int) -> Tensor:
+        """The part of a square table that a prompt of so many tokens needs."""
+        return table[:length, :length] if self.shape.ragged else table
 
     def read(self, features: Tensor, ids: Tensor) -> Tensor:
         """What the expert reads. features (T, D) from `embed_images`, ids (L,) -> (L, d)."""
         text: Any = self._text
-        x = F.embedding(ids, self._embedding)
-        x = x.index_copy(0, self.slots, features.to(x.dtype))
+        words, pictures = F.embedding(ids, self._embedding), features.to(self.dtype)
+        x = torch.cat([(pictures if shown else words)[a:b] for shown, a, b in self._pieces])
         for index, layer in enumerate(text.layers):
-            h = normed(x, layer.input_layernorm.eps) * getattr(self, f"text_{index}_input_layernorm")
+            h = normed(x, layer.input_layernorm.eps, getattr(self, f"text_{index}_input_layernorm"))
             if layer.block_type == "linear_attention":
                 x = x + self._delta_rule(layer.linear_attn, index, h)
             else:
                 x = x + self._full_attention(layer.self_attn, index, h)
-            h = normed(x, layer.post_attention_layernorm.eps)
-            h = h * getattr(self, f"text_{index}_post_attention_layernorm")
-            gate, up = F.linear(h, getattr(self, f"text_{index}_gate_up")).chunk(2, dim=-1)
+            h = normed(
+                x, layer.post_attention_layernorm.eps, getattr(self, f"text_{index}_post_attention_layernorm")
+            )
+            gate, up = halves(F.linear(h, getattr(self, f"text_{index}_gate_up")))
             x = x + layer.mlp.down_proj(F.silu(gate) * up)
             if index == self.until:
                 return self._expert.vlm_projection(x)
-        return self._expert.vlm_projection(normed(x, text.norm.eps) * self.text_norm)
+        return self._expert.vlm_projection(normed(x, text.norm.eps, self.text_norm))
 
     def _velocity(
         self, step: int, tokens: Tensor, noisy: Tensor, turns: Tensor, bias: Tensor | None
     ) -> Tensor:
-        expert, own, length = self._expert, self.expert_config, self.shape.length
+        expert, own = self._expert, self.expert_config
         heads, size, eps = own.num_attention_heads, own.head_dim, own.norm_eps
         width = heads * size
         x = torch.cat((tokens, expert.action_in(noisy)))
         block: Any
         for index, block in enumerate(expert.blocks):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation[index, step].unbind()
-            h = F.layer_norm(x, (x.shape[-1],), scale_a, shift_a, eps)
-            qkv = F.linear(h, block.attention.qkv.weight).view(len(x), 3, heads, size)
-            pair = qkv[:, :2]
+            h = F.layer_norm(x, (own.hidden_size,), scale_a, shift_a, eps)
+            qkv = F.linear(h, block.attention.qkv.weight).view(-1, 3, heads, size).permute(1, 2, 0, 3)
+            pair, value = qkv.split((2, 1))
             if own.qk_norm:
-                pair = normed(pair, eps)
-            pair = turn(pair, turns[index], self._expert_rotary)
-            query, key, value = (part.transpose(0, 1)[None] for part in (pair[:, 0], pair[:, 1], qkv[:, 2]))
+                pair = normed(pair, eps, self.expert_root if self.portable else None)
+            query, key = turn(pair, turns[index], self._expert_rotary)
             seen = bias
             if index == own.num_hidden_layers - 1:
                 # Nothing reads the VLM tokens after this block.
-                x, query = x[length:], query[:, :, length:]
+                x, query = x[-own.horizon :], query[:, -own.horizon :]
                 if seen is not None and seen.shape[0] > 1:
-                    seen = seen[length:]
-            mixed = self._attend(query, key, value, seen)[0].transpose(0, 1).reshape(-1, width)
+                    seen = seen[-own.horizon :]
+            mixed = self._attend(query[None], key[None], value, seen)[0].transpose(0, 1).reshape(-1, width)
             x = torch.addcmul(x, block.attention.out(mixed), gate_a)
-            h = F.layer_norm(x, (x.shape[-1],), scale_m, shift_m, eps)
-            gate, up = block.mlp.gate_up(h).chunk(2, dim=-1)
+            h = F.layer_norm(x, (own.hidden_size,), scale_m, shift_m, eps)
+            gate, up = halves(block.mlp.gate_up(h))
             x = torch.addcmul(x, block.mlp.down(F.silu(gate) * up), gate_m)
         shift, scale = self.modulation_out[step].unbind()
-        return expert.action_out(F.layer_norm(x, (x.shape[-1],), scale, shift, eps))
+        return expert.action_out(F.layer_norm(x, (own.hidden_size,), scale, shift, eps))
 
     def sample(self, tokens: Tensor, noise: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
         """Euler steps from tau = 1 to 0.
@@ -518,11 +598,17 @@ class FixedModel(nn.Module):
             Y_0, float32, zero outside the mask. Shape (H, K).
         """
         bias = None if self.expert_config.bidirectional else self.ahead
-        if self.shape.padded:
+        if self.shape.ragged:
+            length = tokens.shape[0]
+            total = length + self.expert_config.horizon
+            bias = None if bias is None else bias[:total, :total]
+            places = self.expert_turn_places.index_select(-2, self.row_index + (length + self._distance))
+            turns = torch.cat((self.expert_turn_tokens[..., :length, :], places), dim=-2)
+        elif self.shape.padded:
             if count is None:
                 raise ValueError("count: missing, the shape is padded")
-            places = self.expert_turn_places.index_select(2, self.row_index + (count + self._distance))
-            turns = torch.cat((self.expert_turn_tokens, places), dim=2)[..., None, :]
+            places = self.expert_turn_places.index_select(-2, self.row_index + (count + self._distance))
+            turns = torch.cat((self.expert_turn_tokens, places), dim=-2)
             hidden = torch.where(self.token_index < count, 0.0, -math.inf).to(self.dtype)
             padding = F.pad(hidden, (0, self.expert_config.horizon))[None]
             bias = padding if bias is None else bias + padding
@@ -566,6 +652,7 @@ def shape_of(
     views: Sequence[str],
     steps: int,
     length: int | None = None,
+    ragged: bool = False,
 ) -> Shape:
     """Shape of a prompt.
 
@@ -594,5 +681,6 @@ def shape_of(
         steps,
         config.mean,
         config.std,
-        padded=length is not None,
+        padded=length is not None and not ragged,
+        ragged=ragged,
     )

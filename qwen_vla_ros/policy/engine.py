@@ -55,11 +55,12 @@ class Engine:
         """Choose the body: True where it has an action. Shape (H, K)."""
         self._mask.copy_(mask)
 
-    def _arguments(self) -> tuple[Tensor, ...]:
+    def _arguments(self, count: int | None = None) -> tuple[Tensor, ...]:
         inputs = self._inputs
-        return inputs["images"], inputs["ids"], self._noise, self._mask, inputs["count"]
+        ids = inputs["ids"][:count] if self.shape.ragged else inputs["ids"]
+        return inputs["images"], ids, self._noise, self._mask, inputs["count"]
 
-    def _prepare(self) -> Callable[[], Tensor]:
+    def _prepare(self) -> Callable[[int], Tensor]:
         with torch.no_grad():
             if self.device.type == "cuda":
                 try:
@@ -73,9 +74,9 @@ class Engine:
                 except Exception as error:  # torch.jit raises whatever it meets
                     LOG.warning("cannot be traced, runs operation by operation: %s", error)
             self.how = "operation by operation"
-            return lambda: self.fixed(*self._arguments())
+            return lambda count: self.fixed(*self._arguments(count))
 
-    def _capture(self) -> Callable[[], Tensor]:
+    def _capture(self) -> Callable[[int], Tensor]:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -87,13 +88,13 @@ class Engine:
             output = self.fixed(*self._arguments())
         self.how = "CUDA graph"
 
-        def replay() -> Tensor:
+        def replay(_count: int) -> Tensor:
             graph.replay()
             return output
 
         return replay
 
-    def _trace(self) -> Callable[[], Tensor]:
+    def _trace(self) -> Callable[[int], Tensor]:
         import warnings
 
         with warnings.catch_warnings():
@@ -104,14 +105,14 @@ class Engine:
         for _ in range(WARM_UP_RUNS):
             traced(*self._arguments())
         self.how = "TorchScript"
-        return lambda: traced(*self._arguments())
+        return lambda count: traced(*self._arguments(count))
 
     def holds(self, token_ids: Sequence[int], image_id: int) -> bool:
         """Whether a prompt has this shape."""
         slots = tuple(index for index, token in enumerate(token_ids) if token == image_id)
-        fits = (
-            len(token_ids) <= self.shape.length if self.shape.padded else len(token_ids) == self.shape.length
-        )
+        shorter = self.shape.padded or self.shape.ragged
+        length = len(token_ids)
+        fits = length <= self.shape.length if shorter else length == self.shape.length
         return fits and slots == self.shape.slots
 
     def run(
@@ -141,7 +142,7 @@ class Engine:
             for name, tensor in staged.items():
                 self._inputs[name].copy_(tensor, non_blocking=True)
             self._noise.normal_(generator=generator).mul_(temperature)
-            self._result.copy_(self._replay(), non_blocking=True)
+            self._result.copy_(self._replay(count), non_blocking=True)
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         return self._result.numpy()

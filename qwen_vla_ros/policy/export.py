@@ -22,27 +22,9 @@ from qwen_vla_ros.policy import MANIFEST, serving
 from qwen_vla_ros.policy.interface import PolicyError
 
 OPSET = 17
-FORMAT = 1
+FORMAT = 2
 # Tokens that an instruction may have more than "reach the red cube".
 SPARE_TOKENS = 16
-
-
-class _Backbone(nn.Module):
-    def __init__(self, fixed: FixedModel) -> None:
-        super().__init__()
-        self.fixed = fixed
-
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        return self.fixed.context(images, ids)
-
-
-class _Sampler(nn.Module):
-    def __init__(self, fixed: FixedModel) -> None:
-        super().__init__()
-        self.fixed = fixed
-
-    def forward(self, tokens: Tensor, noise: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-        return self.fixed.sample(tokens, noise, mask, count)
 
 
 def export_onnx(
@@ -54,7 +36,8 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write graphs, tokenizer, statistics and a manifest.
 
-    Per set of views two graphs: images and prompt to what the expert reads, and the Euler loop.
+    One graph per set of views, from images and prompt to the chunk, the Euler loop unrolled; its size follows
+    the prompt.
 
     Args:
         checkpoint: Folder, or what was loaded from one on a CPU.
@@ -104,7 +87,7 @@ def export_onnx(
     for views, ids in wanted.items():
         length = tokens or -(-(len(ids) + SPARE_TOKENS) // 8) * 8
         try:
-            shape = shape_of(processor, ids, views, steps, length)
+            shape = shape_of(processor, ids, views, steps, length, ragged=True)
             fixed = FixedModel(model, shape, portable=True).eval()
         except ValueError as error:
             raise PolicyError(f"views {', '.join(views)}: {error}") from error
@@ -113,20 +96,17 @@ def export_onnx(
             "views": list(views),
             "tokens": length,
             "slots": list(shape.slots),
-            "backbone": f"{stem}.backbone.onnx",
-            "expert": f"{stem}.expert.onnx",
+            "graph": f"{stem}.onnx",
         }
         size = sum(3 * height * width for height, width in map(processor.config.size_of, views))
-        padded = torch.zeros(length, dtype=torch.int64)
-        padded[: len(ids)] = torch.tensor(ids)
-        images = torch.zeros(size, dtype=torch.uint8)
         chunk = torch.zeros(expert.horizon, expert.channels)
-        count = torch.tensor(len(ids))
-        with torch.no_grad():
-            read = fixed.context(images, padded)
-        _write(_Backbone(fixed), folder / entry["backbone"], {"images": images, "ids": padded}, "tokens")
-        inputs = {"tokens": read, "noise": chunk, "mask": torch.ones_like(chunk), "count": count}
-        _write(_Sampler(fixed), folder / entry["expert"], inputs, "chunk")
+        inputs = {
+            "images": torch.zeros(size, dtype=torch.uint8),
+            "ids": torch.tensor(ids),
+            "noise": chunk,
+            "mask": torch.ones_like(chunk),
+        }
+        _write(fixed, folder / entry["graph"], inputs)
         graphs.append(entry)
     for name in (CONFIG_NAME, TOKENIZER_NAME):
         shutil.copyfile(loaded.folder / name, folder / name)
@@ -152,7 +132,7 @@ def _load(name: str) -> Embodiment:
         raise PolicyError(str(error)) from error
 
 
-def _write(module: nn.Module, path: Path, inputs: dict[str, Tensor], output: str) -> None:
+def _write(module: nn.Module, path: Path, inputs: dict[str, Tensor]) -> None:
     partial = path.with_name(path.name + ".partial")
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
@@ -167,9 +147,10 @@ def _write(module: nn.Module, path: Path, inputs: dict[str, Tensor], output: str
                 tuple(inputs.values()),
                 str(partial),
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=["chunk"],
                 opset_version=OPSET,
                 dynamo=False,
+                dynamic_axes={"ids": {0: "length"}},
             )
     except ModuleNotFoundError as error:
         raise PolicyError(f"the Python module {error.name!r} is missing: pip install onnx") from error

@@ -165,7 +165,9 @@ class LocalPolicy:
         length = -(-(len(ids) + SPARE_TOKENS) // ROUND_TOKENS) * ROUND_TOKENS
         steps = self._steps or self._model.config.flow.num_steps
         try:
-            shape = shape_of(self._processor, ids, views, steps, length)
+            # A CUDA graph has one size; elsewhere rows of padding would take their time.
+            ragged = self._model.device.type != "cuda"
+            shape = shape_of(self._processor, ids, views, steps, length, ragged)
             engine = self._engines.pop(shape, None) or Engine(self._model, shape)
         except ValueError as error:
             self._tell(f"no fixed shapes for {body.name}, runs operation by operation: {error}")

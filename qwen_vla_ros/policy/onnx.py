@@ -18,7 +18,7 @@ from qwen_vla_ros.model.prepare import Preparation, ProcessorError
 from qwen_vla_ros.policy import MANIFEST, serving
 from qwen_vla_ros.policy.interface import Continuation, Observation, ObservationError, PolicyError, PolicyInfo
 
-FORMAT = 1
+FORMAT = 2
 WARM_UP_RUNS = 2
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -32,8 +32,7 @@ class _Graph:
     views: tuple[str, ...]
     tokens: int
     slots: tuple[int, ...]
-    backbone: Any
-    expert: Any
+    session: Any
 
 
 def choose_providers(device: str) -> list[str]:
@@ -184,8 +183,7 @@ class OnnxPolicy:
                 key,
                 entry["tokens"],
                 tuple(entry["slots"]),
-                self._session(entry["backbone"]),
-                self._session(entry["expert"]),
+                self._session(entry["graph"]),
             )
             for key, entry in entries.items()
             if key in (views, needed)
@@ -232,23 +230,13 @@ class OnnxPolicy:
         slots = tuple(index for index, token in enumerate(ids) if token == self._preparation.image_id)
         if slots != graph.slots:
             raise PolicyError(f"{self._folder}: the images' places in the prompt changed; export it again")
-        padded = np.zeros(graph.tokens, dtype=np.int64)
-        padded[: len(ids)] = ids
-        (tokens,) = graph.backbone.run(None, {"images": images, "ids": padded})
         rng = np.random.default_rng(seed)
         noise = self._temperature * rng.standard_normal(self._mask.shape, dtype=np.float32)
-        chunk = self._sample(graph, tokens, noise.astype(np.float32), len(ids))
-        return serving.checked(chunk, body, self._manifest["horizon"], self._manifest["channels"])
-
-    def _sample(
-        self, graph: _Graph, tokens: NDArray[np.float32], noise: NDArray[np.float32], count: int
-    ) -> NDArray[np.float32]:
         inputs = {
-            "tokens": tokens,
-            "noise": noise,
+            "images": images,
+            "ids": np.array(ids, dtype=np.int64),
+            "noise": noise.astype(np.float32),
             "mask": self._mask,
-            "count": np.array(count, dtype=np.int64),
         }
-        # A graph holds only the inputs that its configuration reads.
-        names = {entry.name for entry in graph.expert.get_inputs()}
-        return graph.expert.run(None, {name: value for name, value in inputs.items() if name in names})[0]
+        (chunk,) = graph.session.run(None, inputs)
+        return serving.checked(chunk, body, self._manifest["horizon"], self._manifest["channels"])

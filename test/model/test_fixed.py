@@ -59,9 +59,9 @@ def parts(tiny, picture):
 
 
 @pytest.mark.parametrize("portable", [False, True])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("length", ["exact", "padded", "ragged"])
 @pytest.mark.parametrize("change", ["none", "causal", "inner layer", "zero padding"])
-def test_equals_the_stock_forward(parts, portable: bool, padded: bool, change: str) -> None:
+def test_equals_the_stock_forward(parts, portable: bool, length: str, change: str) -> None:
     model, processor, pictures, noise, mask = parts
     if change == "causal":
         model.config.action_expert.bidirectional = False
@@ -72,12 +72,15 @@ def test_equals_the_stock_forward(parts, portable: bool, padded: bool, change: s
         model.config.flow.padding_noise = "zero"
     longest = max(INSTRUCTIONS, key=lambda text: len(processor.token_ids(prompt(text), VIEWS)))
     ids = processor.token_ids(prompt(longest), VIEWS)
-    shape = shape_of(processor, ids, VIEWS, 3, len(ids) + 5 if padded else None)
+    shape = shape_of(
+        processor, ids, VIEWS, 3, None if length == "exact" else len(ids) + 5, length == "ragged"
+    )
     fixed = FixedModel(model, shape, portable).eval()
-    for instruction in INSTRUCTIONS if padded else (longest,):
+    for instruction in (longest,) if length == "exact" else INSTRUCTIONS:
         inputs = fixed_inputs(processor, instruction, pictures, shape.length)
+        ids = inputs["ids"][: int(inputs["count"])] if length == "ragged" else inputs["ids"]
         with torch.no_grad():
-            found = fixed(inputs["images"], inputs["ids"], noise, mask, inputs["count"])
+            found = fixed(inputs["images"], ids, noise, mask, inputs["count"])
         expected = stock(model, processor, instruction, pictures, noise, mask, 3)
         assert float((found - expected).abs().max()) <= TOLERANCE
         assert float(expected.abs().max()) > 0.1

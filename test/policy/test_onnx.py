@@ -56,7 +56,7 @@ def difference(monkeypatch, folder: Path, checkpoint: Path, body_name: str, impl
     monkeypatch.setattr(torch, "randn", lambda *_a, **_k: torch.from_numpy(noise.copy())[None])
     pictures = np.random.Generator(np.random.PCG64(3))
     worst = 0.0
-    for instruction in ("reach the red cube", "touch the green ball"):
+    for instruction in ("reach the red cube", "touch the small green ball over there"):
         images = {
             camera.view: pictures.integers(0, 256, (240, 320, 3), dtype=np.uint8) for camera in body.cameras
         }
@@ -151,6 +151,6 @@ def test_refuses_in_clear_words(shipped: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(shipped, changed)
     manifest = json.loads((changed / "onnx.json").read_text())
-    (changed / manifest["graphs"][0]["expert"]).write_bytes(b"not a graph")
-    with pytest.raises(PolicyError, match=r"expert.onnx: cannot be loaded"):
+    (changed / manifest["graphs"][0]["graph"]).write_bytes(b"not a graph")
+    with pytest.raises(PolicyError, match=r"onnx: cannot be loaded"):
         load_policy(changed, "cpu").configure(body)
