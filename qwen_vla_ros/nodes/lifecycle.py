@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import rclpy
@@ -34,6 +35,10 @@ SWITCH_INTERVAL = 0.0005
 
 class ConfigurationError(ValueError):
     """The node cannot be configured; the text says what was found and what was expected."""
+
+
+class Interrupted(BaseException):
+    """The process has been asked to end within `BodyNode.interruptible`."""
 
 
 def seconds(stamp) -> float:
@@ -74,6 +79,7 @@ class BodyNode(LifecycleNode):
         self.active = False
         # Set when the process has been asked to end; long waits must watch it.
         self.ending = threading.Event()
+        self.in_interruptible = False
 
     # For subclasses
 
@@ -98,6 +104,19 @@ class BodyNode(LifecycleNode):
         """The process is about to end: begin to come to rest."""
 
     # Helpers
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A part of `configure` that takes long and that a signal may end in its middle, such as loading.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM. Nothing but `_succeeds` is to catch it.
+        """
+        self.in_interruptible = True
+        try:
+            yield
+        finally:
+            self.in_interruptible = False
 
     @property
     def now(self) -> float:
@@ -172,6 +191,8 @@ class BodyNode(LifecycleNode):
             call()
         except (ConfigurationError, ValueError, OSError) as error:
             self.get_logger().error(f"{what} failed: {error}")
+        except Interrupted:
+            self.get_logger().info(f"{what} was interrupted")
         except Exception:  # a defect: the log must show where
             self.get_logger().error(f"{what} failed:\n{traceback.format_exc()}")
         else:
@@ -198,6 +219,10 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         ending.set()
         if node is not None:
             node.ending.set()
+            # Once: what follows is the way out.
+            if getattr(node, "in_interruptible", False):
+                node.in_interruptible = False
+                raise Interrupted
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)

@@ -146,8 +146,9 @@ class PolicyNode(BodyNode):
         if self.value("backend") != "auto":
             options["backend"] = self.value("backend")
         try:
-            self._policy = self._load(self.value("checkpoint"), self.value("device"), **options)
-            self._policy.configure(embodiment)
+            with self.interruptible():
+                self._policy = self._load(self.value("checkpoint"), self.value("device"), **options)
+                self._policy.configure(embodiment)
         except RuntimeError as error:  # PolicyError, CheckpointError, and what torch says of a device
             raise ConfigurationError(str(error)) from error
         self._inbox, self._motion = Inbox(embodiment), Motion(self, embodiment)
