@@ -27,7 +27,7 @@ def topic(view: str) -> str:
     return f"camera/{view}/image_raw"
 
 
-def send(seconds: float) -> dict[str, int]:
+def send(seconds: float) -> dict[str, float]:
     """Send the images of three cameras for some seconds, from the moment that all are subscribed to."""
     import array
 
@@ -41,6 +41,7 @@ def send(seconds: float) -> dict[str, int]:
     node = rclpy.create_node("cameras")
     publishers = [node.create_publisher(Image, topic(view), qos.IMAGE) for view in VIEWS]
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    # Two in turn per camera: one that repeats a picture counts as frozen.
     images = [
         Image(
             height=HEIGHT,
@@ -49,7 +50,7 @@ def send(seconds: float) -> dict[str, int]:
             encoding="rgb8",
             data=array.array("B", np.roll(pixels, i).tobytes()),
         )
-        for i in range(len(VIEWS))
+        for i in range(2 * len(VIEWS))
     ]
     deadline = time.monotonic() + DISCOVERY
     while not all(publisher.get_subscription_count() for publisher in publishers):
@@ -62,7 +63,7 @@ def send(seconds: float) -> dict[str, int]:
     start = time.monotonic()
     for k in range(frames):
         stamp = node.get_clock().now().to_msg()
-        for image, publisher in zip(images, publishers, strict=True):
+        for image, publisher in zip(images[k % 2 :: 2], publishers, strict=True):
             image.header.stamp = stamp
             publisher.publish(image)
         time.sleep(max(0.0, start + (k + 1) / RATE - time.monotonic()))
@@ -72,8 +73,12 @@ def send(seconds: float) -> dict[str, int]:
     return {"sent": frames * len(VIEWS)}
 
 
-def receive(seconds: float) -> dict[str, int]:
-    """Count images until none has come for a second."""
+def receive(seconds: float) -> dict[str, float]:
+    """Count images until none has come for a second.
+
+    `p50`, `p99`: capture to callback [ms]. `share`: of a core, per camera [%].
+    """
+    import numpy as np
     import rclpy
     from sensor_msgs.msg import Image
 
@@ -82,14 +87,27 @@ def receive(seconds: float) -> dict[str, int]:
     rclpy.init()
     node = rclpy.create_node("receiver")
     seen: list[float] = []
+    ages: list[float] = []
+    used: list[float] = []
+
+    def count(message: Image) -> None:
+        seen.append(time.monotonic())
+        stamp = message.header.stamp
+        ages.append(time.time() - stamp.sec - stamp.nanosec * 1e-9)
+        used.append(time.process_time())
+
     for view in VIEWS:
-        node.create_subscription(Image, topic(view), lambda _: seen.append(time.monotonic()), qos.IMAGE)
+        node.create_subscription(Image, topic(view), count, qos.IMAGE)
     deadline = time.monotonic() + DISCOVERY + 2 * seconds
     while time.monotonic() < (seen[-1] + 1.0 if seen else deadline):
         rclpy.spin_once(node, timeout_sec=0.1)
     node.destroy_node()
     rclpy.shutdown()
-    return {"received": len(seen)}
+    if len(seen) < 2:
+        return {"received": len(seen)}
+    p50, p99 = (1e3 * float(value) for value in np.percentile(ages, (50, 99)))
+    share = 100.0 * (used[-1] - used[0]) / (seen[-1] - seen[0]) / len(VIEWS)
+    return {"received": len(seen), "p50": p50, "p99": p99, "share": share}
 
 
 @contextmanager
@@ -105,7 +123,7 @@ def process(role: str, seconds: float, environment: dict[str, str]) -> Iterator[
         popen.wait(10.0)
 
 
-def report(popen: subprocess.Popen[str], timeout: float) -> dict[str, int]:
+def report(popen: subprocess.Popen[str], timeout: float) -> dict[str, float]:
     """What a process printed last."""
     output, _ = popen.communicate(timeout=timeout)
     if popen.returncode:

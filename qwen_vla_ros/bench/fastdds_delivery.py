@@ -12,7 +12,7 @@ SECONDS = 10.0
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
-def deliver(profile: bool) -> dict[str, int]:
+def deliver(profile: bool) -> dict[str, float]:
     """Frames sent and received, counted from the match on."""
     changes: dict[str, str | None] = dict.fromkeys(PROFILE_VARIABLES)
     if profile:
