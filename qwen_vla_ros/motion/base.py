@@ -50,6 +50,7 @@ class History:
         self._width = width
         self._span = span
         self._angles = np.zeros(width, dtype=bool) if angles is None else np.array(angles, dtype=bool)
+        self._turning = bool(self._angles.any())
         self._entries: deque[tuple[float, np.ndarray]] = deque()
 
     def clear(self) -> None:
@@ -66,7 +67,7 @@ class History:
             raise ValueError(f"expected {self._width} finite values, found {value.tolist()} at {stamp} s")
         while self._entries and self._entries[-1][0] >= stamp:
             self._entries.pop()
-        if self._entries:
+        if self._entries and self._turning:
             last = self._entries[-1][1]
             turn = value - last
             value = np.where(self._angles, last + (turn + np.pi) % (2 * np.pi) - np.pi, value)

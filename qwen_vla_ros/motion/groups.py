@@ -133,7 +133,8 @@ class JointGroup:
         self._threshold = getattr(group, "threshold", None)
         self._hysteresis = getattr(group, "hysteresis", 0.0)
         self._offset, self._scale = np.zeros(self.width), np.ones(self.width)
-        if group.unit == "fraction":
+        self._scaled = group.unit == "fraction"
+        if self._scaled:
             closed, opened = group.opening.T
             self._offset, self._scale = closed, opened - closed
         self.limits = joint_limits(group.limits, self.continuous)
@@ -211,11 +212,10 @@ class JointGroup:
 
     def command(self) -> JointCommand:
         state = self._moved.tracker.state
-        return JointCommand(
-            self.name,
-            self._offset + self._scale * state.position[self._part],
-            self._scale * state.velocity[self._part],
-        )
+        position, velocity = state.position[self._part], state.velocity[self._part]
+        if self._scaled:
+            position, velocity = self._offset + self._scale * position, self._scale * velocity
+        return JointCommand(self.name, position, velocity)
 
 
 class TipGroup:

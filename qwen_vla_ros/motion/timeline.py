@@ -253,11 +253,14 @@ class _Curve:
         """Begin where `before` (position, velocity, acceleration) is, and be oneself after `blend` [s]."""
         after = self._bare(self.begin)
         self._blend = blend
-        self._added = np.array([np.where(held, 0.0, a - b) for a, b in zip(before, after, strict=True)])
+        offset = np.array([np.where(held, 0.0, a - b) for a, b in zip(before, after, strict=True)])
+        # The first three of a quintic in Bernstein's form; the others are 0.
+        starts = [[1.0, 0.0, 0.0], [1.0, blend / 5, 0.0], [1.0, 2 * blend / 5, blend**2 / 20]]
+        self._added = np.array(starts) @ offset
         for i, turn in enumerate(self._turns):
             self._added[:, turn] = 0.0
-            offset = rotations.multiply(before[0][turn], rotations.inverse(after[0][turn]))
-            self._turned[i] = rotations.to_vector(offset)
+            turned = rotations.multiply(before[0][turn], rotations.inverse(after[0][turn]))
+            self._turned[i] = rotations.to_vector(turned)
 
     def evaluate(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position, velocity, acceleration at `now` [s]. Shapes (c,)."""
@@ -266,9 +269,11 @@ class _Curve:
             return position, velocity, acceleration
         since = max(0.0, now - self.begin)
         factors = _quintic(since, self._blend)
-        for turn, vector in zip(self._turns, self._turned, strict=True):
-            position[turn] = rotations.multiply(rotations.from_vector(factors[0, 0] * vector), position[turn])
         added = factors @ self._added
+        for turn, vector in zip(self._turns, self._turned, strict=True):
+            # What is left of an offset of position.
+            left = rotations.from_vector(factors[0].sum() * vector)
+            position[turn] = rotations.multiply(left, position[turn])
         return position + added[0], velocity + added[1], acceleration + added[2]
 
     def approached(self, now: float) -> np.ndarray:
@@ -299,22 +304,24 @@ def _rise(time: float, span: float) -> tuple[float, float]:
 
 
 def _quintic(time: float, span: float) -> np.ndarray:
-    """What is left, `time` after the hand-over, of an offset of position, velocity and acceleration.
+    """Bernstein's polynomials 0, 1, 2 of degree 5 at `time` of `span`, and two derivatives.
 
-    Row i is the i-th derivative; column j belongs to an offset of the j-th derivative. All are 0 at `span`,
-    with their first two derivatives. Shape (3, 3).
+    All are 0 at `span`, with their derivatives. Shape (3, 3): by derivative, by polynomial.
     """
     u = time / span
     r = 1 - u
-    # Bernstein form of degree 5: three coefficients at the start, three zeros at the end.
-    basis = np.array([r**5, 5 * u * r**4, 10 * u**2 * r**3])
-    first = np.array([-5 * r**4, 5 * r**4 - 20 * u * r**3, 20 * u * r**3 - 30 * u**2 * r**2]) / span
-    second = (
-        np.array([20 * r**3, -40 * r**3 + 60 * u * r**2, 20 * r**3 - 120 * u * r**2 + 60 * u**2 * r])
-        / span**2
+    a, b = 1 / span, 1 / span**2
+    return np.array(
+        [
+            [r**5, 5 * u * r**4, 10 * u**2 * r**3],
+            [-5 * a * r**4, a * (5 * r**4 - 20 * u * r**3), a * (20 * u * r**3 - 30 * u**2 * r**2)],
+            [
+                20 * b * r**3,
+                b * (60 * u * r**2 - 40 * r**3),
+                b * (20 * r**3 - 120 * u * r**2 + 60 * u**2 * r),
+            ],
+        ]
     )
-    starts = np.array([[1.0, 0.0, 0.0], [1.0, span / 5, 0.0], [1.0, 2 * span / 5, span**2 / 20]])
-    return np.vstack([basis, first, second]) @ starts
 
 
 def _monotone_slopes(values: np.ndarray, step: float) -> np.ndarray:

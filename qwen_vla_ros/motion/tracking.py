@@ -86,7 +86,10 @@ class JointTracker:
             raise ValueError(
                 f"set-point shapes {position.shape}, {velocity.shape}, expected ({len(self.limits)},)"
             )
-        if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
+        # The sum is quick, and may overflow.
+        if not math.isfinite(position.sum() + velocity.sum()) and not (
+            np.isfinite(position).all() and np.isfinite(velocity).all()
+        ):
             raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
         inside = np.minimum(np.maximum(position, self.limits.lower), self.limits.upper)
         slow = np.minimum(np.maximum(velocity, -self._target_velocity), self._target_velocity)
@@ -126,14 +129,9 @@ class JointTracker:
     def _towards(self, position: np.ndarray, velocity: np.ndarray) -> tuple[AxisState, np.ndarray]:
         """The state one period on, and for which axes a way to it was found. Shape (n,)."""
         state = self.state
-        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
-        # brake ends it.
-        arrived = (
-            (velocity == 0)
-            & (np.abs(position - state.position) < 1e-8)
-            & (np.abs(state.velocity) < 1e-6)
-            & (np.abs(state.acceleration) < 1e-3)
-        )
+        arrived = np.zeros(len(position), dtype=bool)
+        for axis in np.flatnonzero(velocity == 0).tolist():
+            arrived[axis] = self._arrived(axis, position[axis])
         todo, late = ~arrived, np.zeros_like(arrived)
         found, after = np.zeros_like(arrived), state
         if todo.any() and self._plan_all(todo, position, velocity):
@@ -147,11 +145,12 @@ class JointTracker:
                 in_time = True
             if in_time:
                 after = AxisState(*map(np.array, self._all_plan.at_time(self.period)))
+                # False for NaN, too.
                 found = (
                     todo
-                    & np.isfinite(after.position)
                     & (np.abs(after.velocity) <= self.limits.velocity)
                     & (np.abs(after.acceleration) <= self._most_acceleration)
+                    & (np.abs(after.position) < np.inf)
                 )
         left = np.flatnonzero(~(arrived | found)).tolist()
         if left and after is state:
@@ -162,6 +161,16 @@ class JointTracker:
                 after.position[axis], after.velocity[axis], after.acceleration[axis] = step
                 found[axis] = True
         return after, found
+
+    def _arrived(self, axis: int, position: float) -> bool:
+        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
+        # brake ends it.
+        state = self.state
+        return (
+            abs(position - state.position[axis]) < 1e-8
+            and abs(state.velocity[axis]) < 1e-6
+            and abs(state.acceleration[axis]) < 1e-3
+        )
 
     def _plan_all(self, axes: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> bool:
         """Plan some axes together, to arrive at the horizon or as soon after as all of them can."""

@@ -84,6 +84,7 @@ class Conductor:
         patience: Patience,
     ):
         self._node, self._writers = node, writers
+        self._stamped = any(writer.stamped for writer in writers.values())
         self._body = follower.embodiment
         self.follower, self.watchdog = follower, watchdog
         self._health, self._announcer, self._patience = health, announcer, patience
@@ -113,6 +114,11 @@ class Conductor:
     def closed(self) -> bool:
         """At rest, and no goal is taken."""
         return self.state in CLOSED
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do but to listen."""
+        return self.task is None and (self.state == State.STATE_IDLE or self.closed)
 
     @property
     def at_rest(self) -> bool:
@@ -434,7 +440,7 @@ class Conductor:
             self.watchdog.note(command)
         if not self._writers:
             return  # a dry run
-        stamp = self._node.stamp(now)
+        stamp = self._node.stamp(now) if self._stamped else None
         for command in commands:
             self._writers[command.group].write(command, stamp)
         self.commands += 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import threading
 import time
 from collections.abc import Callable
@@ -64,7 +65,9 @@ class _Messages:
         self._names = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
         self._frame = getattr(group, "frame", "")
         self._period = period
-        self._due = _duration(period)
+        point = JointTrajectoryPoint(time_from_start=_duration(period))
+        self._trajectory = JointTrajectory(joint_names=self._names, points=[point])
+        self._positions = Float64MultiArray()
         self._before: np.ndarray | None = None
         if group.controller.type.startswith("cartesian") and group.frame == group.tip:
             raise UnsupportedController(
@@ -72,16 +75,19 @@ class _Messages:
                 "poses are sent in it"
             )
 
+    # Long messages are made once and filled anew: publishing copies them.
+
     def trajectory(self, command: JointCommand, stamp: Any) -> JointTrajectory:
         # Header stamp 0 means "from now on". The point is the set-point one period from now, so it is due one
         # period from now: the controller interpolates across just the time until the next message, and when
         # that is late it rests at the end of the period instead of running ahead.
         # No velocities: joint_trajectory_controller refuses a last point that moves, unless told otherwise.
-        point = JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=self._due)
-        return JointTrajectory(joint_names=self._names, points=[point])
+        self._trajectory.points[0].positions = _doubles(command.position)
+        return self._trajectory
 
     def positions(self, command: JointCommand, stamp: Any) -> Float64MultiArray:
-        return Float64MultiArray(data=command.position.tolist())
+        self._positions.data = _doubles(command.position)
+        return self._positions
 
     def joint_state(self, command: JointCommand, stamp: Any) -> JointState:
         message = JointState(name=self._names, position=command.position.tolist())
@@ -143,10 +149,12 @@ class TopicWriter:
     Attributes:
         topic: resolved name.
         kind: controller type, as in the YAML.
+        stamped: its messages hold the time of the command; others may be written without.
     """
 
     def __init__(self, node: Node, group: Any, period: float):
         self.kind = group.controller.type
+        self.stamped = self.kind not in ("joint_trajectory", "forward_command")
         choice = _TOPICS[self.kind]
         message_type, make = choice[group.controller.stamped] if self.kind.endswith("_drive") else choice
         messages = _Messages(group, period)
@@ -209,6 +217,8 @@ class ActionWriter:
         topic: resolved name of the action.
         kind: controller type, as in the YAML.
     """
+
+    stamped = False
 
     def __init__(self, node: Node, group: Any, period: float, types: Any = None):
         self.kind = group.controller.type
@@ -301,6 +311,11 @@ def _control_msgs(group: Any) -> Any:
             "sudo apt install ros-$ROS_DISTRO-control-msgs"
         ) from error
     return control_msgs.action
+
+
+def _doubles(values: np.ndarray) -> array.array:
+    # Fields of messages look at every number of a list, and take this as it is.
+    return array.array("d", values.tobytes())
 
 
 def _duration(time_s: float) -> Duration:

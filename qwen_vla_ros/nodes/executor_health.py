@@ -48,8 +48,13 @@ class ExecutorHealth:
     def tick(self) -> None:
         """A period of the loop begins."""
         wall = time.monotonic()
-        self._periods.add(wall - self._ticked)
+        if wall - self._ticked > 0.0:
+            self._periods.add(wall - self._ticked)
         self._ticked = wall
+
+    def rest(self) -> None:
+        """The loop has nothing to do, and is in no hurry."""
+        self._ticked = math.nan
 
     def accepted(self, chunk: ActionChunk, arrived: float, now: float) -> None:
         """A chunk is followed from now on.

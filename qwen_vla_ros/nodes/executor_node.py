@@ -7,18 +7,13 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.action import ExecuteTask
@@ -126,7 +121,6 @@ class ExecutorNode(BodyNode):
         self._diagnostics: Diagnostics | None = None
         self._obeyed: Services | None = None
         self._inbox = Inbox(self)
-        self._lives: list[Subscription] = []
         self._writers: dict[str, Writer] = {}
         self._announcer: Announcer | None = None
         self._server: ActionServer | None = None
@@ -134,6 +128,7 @@ class ExecutorNode(BodyNode):
         self._pace: Pace | None = None
         self._status_timer = None
         self._next_task_id = time.time_ns()
+        self._reported = 0.0
 
     # Lifecycle
 
@@ -169,6 +164,7 @@ class ExecutorNode(BodyNode):
                 self.value("start_timeout"), self.value("chunk_timeout"), self.value("recovery_timeout")
             ),
         )
+        self._exclusive = self.value("exclusive") and not dry_run
         self._rivals = Rivals(self, self._writers.values(), self._announcer.status_topic)
         self._obeyed = Services(self, self._conductor, self.value("home_speed"), self._lock)
         self._listen(embodiment)
@@ -191,12 +187,14 @@ class ExecutorNode(BodyNode):
         }
         self._diagnostics = Diagnostics(self, self.embodiment.name, parts)
         self._conductor.say_status()
-        self._status_timer = self.create_timer(
-            STATUS_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
         # In simulation commands keep step with the simulated clock; on a robot they are as even as can be.
         simulated = self.value("use_sim_time")
-        self._pace = Pace(self, self._follower.period, self._beat, self._lock, self._fail, simulated)
+        if simulated:
+            # The loop stands while the clock does.
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self._status_timer = self.create_timer(STATUS_PERIOD, self._report, clock=steady)
+        rests = lambda: self._conductor.idle  # noqa: E731
+        self._pace = Pace(self, self._follower.period, self._beat, rests, self._lock, self._fail, simulated)
 
     def deactivate(self) -> None:
         if self._pace is not None:
@@ -219,9 +217,6 @@ class ExecutorNode(BodyNode):
             self._server.destroy()
             self._server = None
         self._inbox.destroy()
-        for subscription in self._lives:
-            self.destroy_subscription(subscription)
-        self._lives = []
         if self._obeyed is not None:
             self._obeyed.destroy()
             self._obeyed = None
@@ -261,10 +256,15 @@ class ExecutorNode(BodyNode):
     # The loop
 
     def _beat(self) -> None:
-        self._health.tick()
+        if self._conductor.idle:
+            self._health.rest()
+        else:
+            self._health.tick()
         self._watchdog.heartbeat.look()
         self._inbox.take()
         self._conductor.tick()
+        if self._status_timer is None and time.monotonic() > self._reported + STATUS_PERIOD:
+            self._report()
 
     def _fail(self, stack: str) -> None:
         """A defect; a robot that moves is stopped all the same."""
@@ -282,7 +282,7 @@ class ExecutorNode(BodyNode):
         if embodiment.state.odometry and self._follower.needs_odometry:
             inbox.listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
         inbox.listen(ActionChunk, "action_chunk", self._conductor.hear_chunk, qos.RELIABLE)
-        self._listen_for_life(
+        inbox.listen(
             PolicyStatus,
             "policy_status",
             watchdog.hear_policy,
@@ -290,30 +290,13 @@ class ExecutorNode(BodyNode):
             watchdog.heartbeat.count,
         )
         # Its own state, too: see Rivals.
-        self._listen_for_life(
+        inbox.listen(
             ExecutorStatus,
             "executor_status",
             lambda message: None,
             qos.STATE_WATCHED,
             self._rivals.count_executors,
         )
-
-    def _listen_for_life(
-        self, kind: type, topic: str, hear: Callable, profile: QoSProfile, count: Callable[[int], None]
-    ) -> None:
-        """Subscribe; `count` is told how many publishers are alive, where the middleware knows."""
-
-        def locked(message: Any) -> None:
-            with self._lock:
-                hear(message)
-
-        listen = partial(self.create_subscription, kind, topic, locked, profile)
-        events = SubscriptionEventCallbacks(liveliness=lambda event: count(event.alive_count))
-        try:
-            self._lives.append(listen(event_callbacks=events))
-        except UnsupportedEventTypeError:
-            self.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
-            self._lives.append(listen())
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose
@@ -366,10 +349,10 @@ class ExecutorNode(BodyNode):
         return self._health.motion(facts, trouble, closed)
 
     def _report(self) -> None:
-        rivals = self._rivals.look() if self.value("exclusive") and not self.value("dry_run") else {}
+        self._reported = time.monotonic()
+        rivals = self._rivals.look() if self._exclusive else {}
         with self._lock:
             self._watchdog.rivals = rivals
-            # The loop stands while a simulated clock does.
             self._inbox.take()
             self._conductor.say()
 

@@ -1,54 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions whose messages are taken once a period: none of them wakes the process."""
+"""Subscriptions whose messages are taken now and then: none of them wakes the process."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 
-# Messages of one topic that are taken in one period: more than any queue here holds, and an end.
+# Messages of one topic that are taken at once: more than any queue here holds, and an end.
 MOST = 20
+
+# To look is not free: of a faster loop, some periods go without [s].
+LOOK_PERIOD = 0.01
+# A period that is a little short is one all the same [s].
+SLACK = 0.002
 
 
 class Inbox:
-    """Keeps messages until they are taken, as many as their topic's depth.
-
-    Not for subscriptions with events: in rmw_fastrtps a message that waits counts as one, and a wait set that
-    watches for events would not rest until it is taken.
-    """
+    """Keeps messages until they are taken, as many as their topic's depth."""
 
     def __init__(self, node: Node):
-        self._node, self._group = node, _LeftAlone()
+        self._node, self._group = node, LeftAlone()
         self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
+        self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
+        self._looked = -math.inf
 
-    def listen(self, kind: type, topic: str, hear: Callable[[Any], None], profile: QoSProfile) -> None:
-        """Let `hear` be told each message of a topic by `take`."""
-        subscription = self._node.create_subscription(kind, topic, hear, profile, callback_group=self._group)
+    def listen(
+        self,
+        kind: type,
+        topic: str,
+        hear: Callable[[Any], None],
+        profile: QoSProfile,
+        count: Callable[[int], None] | None = None,
+    ) -> None:
+        """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
+
+        The latter where the middleware knows; the log says where it does not.
+        """
+        make = self._node.create_subscription
+        try:
+            events = SubscriptionEventCallbacks(liveliness=count) if count is not None else None
+            subscription = make(
+                kind, topic, hear, profile, callback_group=self._group, event_callbacks=events
+            )
+        except UnsupportedEventTypeError:
+            self._node.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
+            subscription = make(kind, topic, hear, profile, callback_group=self._group)
         self._slots.append((subscription, hear))
+        for event in subscription.event_handlers:
+            if event.callback is count:
+                event.add_to_wait_set(_NO_WAITING)
+                self._lives.append((event, count))
 
     def take(self) -> None:
         """Tell what has come, topic by topic, in the order in which they were listened to."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_PERIOD - SLACK:
+            return
+        self._looked = now
+        for event, count in self._lives:
+            event.is_ready(_NO_WAITING)
+            status = event.take_data()
+            if status is not None:
+                count(status.alive_count)
         for subscription, hear in self._slots:
             for _ in range(MOST):
-                with subscription.handle:
-                    taken = subscription.handle.take_message(subscription.msg_type, False)
+                taken = subscription.handle.take_message(subscription.msg_type, False)
                 if taken is None:
                     break
                 hear(taken[0])
 
     def destroy(self) -> None:
+        self._lives = []
         for subscription, _ in self._slots:
             self._node.destroy_subscription(subscription)
         self._slots = []
 
 
-class _LeftAlone(CallbackGroup):
-    """Subscriptions in it are left alone by rclpy's executors."""
+class LeftAlone(CallbackGroup):
+    """What belongs to it is left alone by rclpy's executors.
+
+    Their wait sets must not watch events of a subscription whose messages wait to be taken: for rmw_fastrtps
+    a message that waits is an event, too.
+    """
 
     def can_execute(self, entity: Any) -> bool:
         return False
@@ -58,3 +99,16 @@ class _LeftAlone(CallbackGroup):
 
     def ending_execution(self, entity: Any) -> None:
         pass
+
+
+class _NoWaiting:
+    """In place of a wait set: an event may be taken at any time, it tells how things are."""
+
+    def add_event(self, event: Any) -> int:
+        return 0
+
+    def is_ready(self, kind: str, index: int) -> bool:
+        return True
+
+
+_NO_WAITING: Any = _NoWaiting()

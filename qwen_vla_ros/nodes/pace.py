@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from rclpy.node import Node
 
+# Of calls while nothing moves [s].
+REST_PERIOD = 0.02
+
 # A beat that is later than this share of the period moves those after it.
 LATE = 0.25
 
@@ -23,6 +26,7 @@ class Pace:
     Args:
         period: [s], at least 1 ms.
         call: made while `lock` is held.
+        rests: whether a call every `REST_PERIOD` is enough for now.
         failed: told the stack of what `call` raised; no call follows.
         simulated: keep step with the clock of the node, by a timer.
     """
@@ -32,11 +36,13 @@ class Pace:
         node: Node,
         period: float,
         call: Callable[[], None],
+        rests: Callable[[], bool],
         lock: threading.RLock,
         failed: Callable[[str], None],
         simulated: bool,
     ):
-        self._node, self._period, self._call, self._lock, self._failed = node, period, call, lock, failed
+        self._node, self._period, self._call, self._rests = node, period, call, rests
+        self._lock, self._failed = lock, failed
         self._going = True
         self._timer = self._thread = None
         if simulated:
@@ -63,7 +69,8 @@ class Pace:
             began = time.monotonic()
             self._beat()
             # Of a late beat the whole period follows: what moves is told how far to go in a period.
-            due = self._period + (due if began - due < LATE * self._period else began)
+            due = began if began - due > LATE * self._period else due
+            due += max(self._period, REST_PERIOD) if self._rests() else self._period
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _beat(self) -> None:

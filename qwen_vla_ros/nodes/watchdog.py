@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.action import ExecuteTask
@@ -22,6 +24,9 @@ Result = ExecuteTask.Result
 
 # How long a joint may be off its command by more than it may [s].
 TRACKING_PATIENCE = 0.5
+
+# How long an answer about controllers counts [s].
+LOOK_PERIOD = 0.02
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,23 @@ class Watchdog:
     ):
         self._embodiment, self._follower, self._writers = embodiment, follower, writers
         self._max_tracking_error = max_tracking_error
-        self._value: dict[str, float] = {}
-        self._stamp: dict[str, float] = {}
+        joints = embodiment.joints
+        # As measured, and the stamp of it; as commanded. NaN while unknown. Shapes (n,).
+        self._value, self._stamp, self._commanded = np.full((3, len(joints)), np.nan)
+        self._oldest = self._newest = -math.inf if joints else math.inf
+        # Where the joints of a message and of a group are among all.
+        self._places: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
+        self._parts: dict[str, slice] = {}
+        begin = 0
+        for group in embodiment.actions:
+            end = begin + len(getattr(group, "joints", ()))
+            self._parts[group.name] = slice(begin, end)
+            begin = end
         self._joint_trouble: Trouble | None = None
+        self._looked = -math.inf
+        self._in_controllers: Trouble | None = None
+        self._needs_odometry = follower.needs_odometry
         self.heartbeat = Heartbeat(embodiment.stop.heartbeat_timeout)
-        self._commanded: dict[str, float] = {}
         self._astray_since = math.nan
         self.policy: PolicyStatus | None = None
         self.rivals: dict[str, list[str]] = {}
@@ -76,8 +93,7 @@ class Watchdog:
 
     def hear_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
         """Take a joint state; names: of its positions, in place of the message's own."""
-        known = self._embodiment.joints
-        names = message.name if names is None else names
+        names = tuple(message.name if names is None else names)
         if len(message.position) != len(names):
             self._joint_trouble = Trouble(
                 Result.JOINT_STATE_INVALID,
@@ -85,20 +101,28 @@ class Watchdog:
                 "expected as many of one as of the other",
             )
             return
-        stamp = seconds(message.header.stamp)
-        values = {n: p for n, p in zip(names, message.position) if n in known}  # noqa: B905 - same length
-        broken = [name for name, position in values.items() if not math.isfinite(position)]
-        if broken:
+        if names not in self._places:
+            place = {name: k for k, name in enumerate(names)}
+            known = [name for name in self._embodiment.joints if name in place]
+            self._places[names] = (
+                [place[name] for name in known],
+                [self._embodiment.joints.index(name) for name in known],
+            )
+        chosen, places = self._places[names]
+        values = np.asarray(message.position, dtype=float)[chosen]
+        if not np.isfinite(values).all():
+            broken = int(np.argmin(np.isfinite(values)))
             self._joint_trouble = Trouble(
                 Result.JOINT_STATE_INVALID,
-                f"position of joint {broken[0]} is {values[broken[0]]}, expected a finite number; "
+                f"position of joint {names[chosen[broken]]} is {values[broken]}, expected a finite number; "
                 "check the driver of the robot",
             )
             return
-        self._value.update(values)
-        self._stamp.update(dict.fromkeys(values, stamp))
-        if len(self._value) == len(known):
-            self._follower.joints.add(stamp, [self._value[name] for name in known])
+        stamp = seconds(message.header.stamp)
+        self._value[places], self._stamp[places] = values, stamp
+        if not np.isnan(self._stamp).any():
+            self._oldest, self._newest = float(self._stamp.min()), float(self._stamp.max())
+            self._follower.joints.add(stamp, self._value)
 
     def hear_policy(self, message: PolicyStatus) -> None:
         self.heartbeat.hear()
@@ -107,19 +131,18 @@ class Watchdog:
     def note(self, command: Command) -> None:
         """A command that was written."""
         if isinstance(command, JointCommand):
-            joints = self._joints_of(command.group)
-            self._commanded.update(zip(joints, command.position.tolist(), strict=True))
+            self._commanded[self._parts[command.group]] = command.position
 
     def begin(self) -> None:
         """A new task or motion: what was wrong before does not count."""
         self._joint_trouble = None
-        self._commanded.clear()
+        self._commanded[:] = np.nan
         self._astray_since = math.nan
+        self._looked, self._in_controllers = -math.inf, None
 
     def joint_age(self, now: float) -> float:
         """Age of the oldest joint's state [s]; infinite while one is missing, 0 without joints."""
-        joints = self._embodiment.joints
-        return max((now - self._stamp.get(joint, -math.inf) for joint in joints), default=0.0)
+        return now - self._oldest if self._embodiment.joints else 0.0
 
     # What forbids motion
 
@@ -133,6 +156,13 @@ class Watchdog:
 
     def find_in_robot(self, now: float) -> Trouble | None:
         """The first thing that forbids any motion, with or without a policy."""
+        wall = time.monotonic()
+        if wall - self._looked > LOOK_PERIOD:
+            self._looked = wall
+            self._in_controllers = self._find_in_controllers() or self._find_astray(now)
+        return self._find_in_joints(now) or self._find_in_odometry(now) or self._in_controllers
+
+    def _find_in_controllers(self) -> Trouble | None:
         for name, writer in self._writers.items():
             if not writer.connected:
                 return Trouble(
@@ -145,7 +175,7 @@ class Watchdog:
                 f"{', '.join(names)} also publishes on {topic}: two would command one controller; end it, or "
                 "hand the robot over with ~/take_over",
             )
-        return self._find_in_joints(now) or self._find_in_odometry(now) or self._find_astray(now)
+        return None
 
     def _find_silence(self) -> Trouble | None:
         silence = self.heartbeat.silence
@@ -155,39 +185,40 @@ class Watchdog:
         if self._joint_trouble is not None:
             return self._joint_trouble
         body = self._embodiment
+        allowed = body.state.max_age
+        if now - allowed <= self._oldest and self._newest <= now + allowed:
+            return None
+        if not body.joints:
+            return None
         topics = ", ".join(body.state.joint_states)
-        missing = [name for name in body.joints if name not in self._stamp]
-        if missing and self._stamp:
+        unheard = np.isnan(self._stamp).tolist()
+        if all(unheard):
+            return Trouble(Result.JOINT_STATE_STALE, f"no joint states on {topics}", passing=True)
+        if any(unheard):
+            missing = [name for name, so in zip(body.joints, unheard, strict=True) if so]
+            heard = [name for name, so in zip(body.joints, unheard, strict=True) if not so]
             return Trouble(
                 Result.JOINT_STATE_INVALID,
-                f"joint {', '.join(missing)} is missing from {topics}, "
-                f"which name {', '.join(sorted(self._stamp))}",
+                f"joint {', '.join(missing)} is missing from {topics}, which name {', '.join(sorted(heard))}",
             )
-        if missing:
-            return Trouble(Result.JOINT_STATE_STALE, f"no joint states on {topics}", passing=True)
-        if body.joints and self.joint_age(now) > body.state.max_age:
-            oldest = min(body.joints, key=self._stamp.__getitem__)
+        if now - self._oldest > allowed:
+            oldest = body.joints[int(np.argmin(self._stamp))]
             return Trouble(
                 Result.JOINT_STATE_STALE,
-                f"joint states on {topics} stopped: {oldest} is {now - self._stamp[oldest]:.2f} s old, "
-                f"allowed {body.state.max_age} s",
+                f"joint states on {topics} stopped: {oldest} is {now - self._oldest:.2f} s old, "
+                f"allowed {allowed} s",
                 passing=True,
             )
-        if (
-            body.joints
-            and (ahead := max(map(self._stamp.__getitem__, body.joints)) - now) > body.state.max_age
-        ):
-            # They would pass for fresh long after they have stopped.
-            return Trouble(
-                Result.JOINT_STATE_STALE,
-                f"joint states on {topics} are stamped {ahead:.2f} s ahead of the clock, allowed "
-                f"{body.state.max_age} s; are all clocks the same?",
-                passing=True,
-            )
-        return None
+        # They would pass for fresh long after they have stopped.
+        return Trouble(
+            Result.JOINT_STATE_STALE,
+            f"joint states on {topics} are stamped {self._newest - now:.2f} s ahead of the clock, allowed "
+            f"{allowed} s; are all clocks the same?",
+            passing=True,
+        )
 
     def _find_in_odometry(self, now: float) -> Trouble | None:
-        if not self._follower.needs_odometry:
+        if not self._needs_odometry:
             return None
         state, newest = self._embodiment.state, self._follower.pose.newest
         age = math.inf if newest is None else now - newest[0]
@@ -201,21 +232,23 @@ class Watchdog:
         )
 
     def _find_astray(self, now: float) -> Trouble | None:
-        if not self._commanded or not self._max_tracking_error:
+        if not self._max_tracking_error or not self._embodiment.joints:
             return None
-        error = {name: abs(value - self._value[name]) for name, value in self._commanded.items()}
-        worst = max(error, key=error.__getitem__)
-        if error[worst] <= self._max_tracking_error:
+        error = np.abs(self._commanded - self._value)
+        # NaN where nothing was commanded.
+        if not np.fmax.reduce(error) > self._max_tracking_error:
             self._astray_since = math.nan
             return None
         if math.isnan(self._astray_since):
             self._astray_since = now
         if now - self._astray_since <= TRACKING_PATIENCE:
             return None
+        worst = int(np.nanargmax(error))
         return Trouble(
             Result.TRACKING_LOST,
-            f"joint {worst} is {error[worst]:.2f} from its command, allowed {self._max_tracking_error} for "
-            f"{TRACKING_PATIENCE} s; is it blocked, or its controller not following?",
+            f"joint {self._embodiment.joints[worst]} is {error[worst]:.2f} from its command, allowed "
+            f"{self._max_tracking_error} for {TRACKING_PATIENCE} s; is it blocked, or its controller not "
+            "following?",
         )
 
     def _find_in_policy(self, task_id: int, chunks: int) -> Trouble | None:
@@ -233,6 +266,3 @@ class Watchdog:
             if policy.state == PolicyStatus.STATE_WAITING and chunks:
                 return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
         return None
-
-    def _joints_of(self, group: str) -> tuple[str, ...]:
-        return next(part.joints for part in self._embodiment.actions if part.name == group)
