@@ -140,8 +140,9 @@ def load_checkpoint(
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
     for parameter in model.parameters():
+        # Room on the device alone: what was made on the host is never touched, and takes no memory there.
         # Not model.to(dtype): rotary frequencies stay float32.
-        parameter.data = parameter.data.to(device, dtype)
+        parameter.data = torch.empty_like(parameter, dtype=dtype, device=device)
     _fill(_stored(model, config.backbone.tie_word_embeddings), _read_tensors(folder), folder)
     try:
         processor = QwenVLAProcessor.from_pretrained(folder)
@@ -368,11 +369,12 @@ def _fill(
                 f"{path}: {name}: found shape {tuple(tensor.shape)}, expected {tuple(target.shape)}, "
                 f"as {CONFIG} says"
             )
-        if not bool(torch.isfinite(tensor).all()):
+        target.copy_(tensor)
+        # Where the weights are: a GPU reads them in no time, and neither of the two needs memory for it.
+        if not bool(torch.stack(target.aminmax()).isfinite().all()):
             raise CheckpointError(
                 f"{path}: {name}: holds values that are not finite; the training run failed"
             )
-        target.copy_(tensor)
         missing.discard(name)
     if missing:
         raise CheckpointError(
