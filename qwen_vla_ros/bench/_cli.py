@@ -18,7 +18,7 @@ def bench(
     runs: Annotated[int, typer.Option(help="Chunks per figure.", min=1)] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; without it what suits the device.")] = "",
-    out: Annotated[Path, typer.Option(help="Written with .json and .md.")] = Path("out/latency"),
+    out: Annotated[Path, typer.Option(help="Written with .json, .md and .png.")] = Path("out/latency"),
 ) -> None:
     """Measure where the time of a model goes, with random weights, one thing changed at a time."""
     import torch
@@ -47,6 +47,8 @@ def bench(
         for setting in latency.settings(*numbers)
     ]
     found = latency.report(preset, rows, chosen, number, runs, speed)
-    latency.write(found, out)
+    written = latency.write(found, out)
     typer.echo(latency.markdown(found))
-    typer.echo(f"written to {out.with_suffix('.json')} and {out.with_suffix('.md')}")
+    typer.echo(f"written to {', '.join(map(str, written))}")
+    if len(written) < 3:
+        typer.echo("no picture: pip install matplotlib", err=True)

@@ -9,6 +9,8 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ INSTRUCTION = (
     "actions to execute the following task: pick up the red cube with the left arm."
 )
 CAMERA = (480, 640)  # [px]
+STAGES = ("copy", "preprocess", "vision", "backbone", "DiT per step", "decode", "publish")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Row:
     """What was measured at a setting. Times in ms; by stage p50 and p99.
 
     Attributes:
-        stages: preprocess, vision, backbone, DiT per step, decode: each called by itself.
+        stages: Of `STAGES`, each called by itself; publish only where there is ROS.
         chunk: Images at the size of the camera to a chunk, through the engine.
         eager: The same through transformers' own forward.
         roofline: Time that the arithmetic or the weights' bytes take at the throughput measured here.
@@ -143,6 +146,34 @@ def throughput(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     return 2e3 * source.numel() / best[0], 2e3 * side**3 / best[1]
 
 
+@lru_cache
+def publishing(rows: int, channels: int, runs: int) -> tuple[float, float] | None:
+    """p50 and p99 of a chunk from array to middleware [ms]; None without ROS."""
+    if find_spec("rclpy") is None or find_spec("qwen_vla_ros.msg") is None:
+        return None
+    import rclpy
+
+    from qwen_vla_ros.msg import ActionChunk
+    from qwen_vla_ros.nodes import qos
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("bench", context=context)
+    publisher = node.create_publisher(ActionChunk, "bench/action_chunk", qos.RELIABLE)
+    chunk, names = np.zeros((rows, channels)), [f"arm/{k}" for k in range(channels)]
+
+    def publish() -> None:
+        publisher.publish(
+            ActionChunk(channels=names, step=0.1, horizon=len(chunk), data=chunk.ravel().tolist())
+        )
+
+    try:
+        return clock(publish, runs, torch.device("cpu"))
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
 def measure(
     preset: str,
     setting: Setting,
@@ -204,6 +235,7 @@ def measure(
         read = fixed.read(features, tokens)
         noise = torch.randn(expert.horizon, expert.channels, device=device)
         ones = torch.ones_like(noise)
+        row.stages["copy"] = clock(engine.copy, runs, device)
         row.stages["preprocess"] = clock(lambda: processor.frames(cameras), runs, device)
         row.stages["vision"] = clock(lambda: fixed.embed_images(frames), runs, device)
         row.stages["backbone"] = clock(lambda: fixed.read(features, tokens), runs, device)
@@ -211,6 +243,8 @@ def measure(
         row.stages["DiT per step"] = (p50 / setting.steps, p99 / setting.steps)
         chunk = fast().astype(np.float64)
         row.stages["decode"] = clock(lambda: np.clip(chunk, -1, 1) * 0.5 + 0.5, runs, device)
+        if (published := publishing(expert.horizon, expert.channels, runs)) is not None:
+            row.stages["publish"] = published
         parts = (
             (lambda: fixed.embed_images(frames), _bytes(model.backbone.model.visual), 1),
             (lambda: fixed.read(features, tokens), _bytes(model.backbone.model.language_model.layers), 1),
@@ -287,14 +321,14 @@ def markdown(found: dict[str, Any]) -> str:
         f"{found['runs']} runs; copy {found['copy GB/s']:.1f} GB/s, "
         f"product {found['product GFLOP/s']:.0f} GFLOP/s.",
         "",
-        "| views | H | steps | tokens | preprocess | vision | backbone | DiT per step | chunk p50 | p99 "
+        f"| views | H | steps | tokens | {' | '.join(STAGES)} | chunk p50 | p99 "
         "| eager p50 | eager / ours | roofline | ours / roofline | peak MiB | difference |",
-        "|" + "---|" * 16,
+        "|" + "---|" * 19,
     ]
     for row in found["rows"]:
         s, stages = row["setting"], row["stages"]
         cells = [s["views"], s["horizon"], s["steps"], row["tokens"]]
-        cells += [f"{stages[name][0]:.2f}" for name in ("preprocess", "vision", "backbone", "DiT per step")]
+        cells += [f"{stages[name][0]:.2f}" if name in stages else "" for name in STAGES]
         cells += [f"{row['chunk'][0]:.1f}", f"{row['chunk'][1]:.1f}", f"{row['eager'][0]:.1f}"]
         cells += [f"{row['eager'][0] / row['chunk'][0]:.2f}", f"{row['roofline']:.2f}"]
         cells += [
@@ -306,8 +340,40 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Times in ms. Stages are timed one by one, operation by operation.", ""])
 
 
-def write(found: dict[str, Any], out: Path) -> None:
-    """Write `out`.json and `out`.md."""
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Time of a chunk over views, rows and Euler steps, the rest as in the middle of the table."""
+    from matplotlib.figure import Figure
+
+    base = asdict(Setting())
+    names = {"views": "views", "horizon": "rows of the chunk, H", "steps": "Euler steps"}
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True)
+    for panel, (name, label) in zip(panels, names.items(), strict=True):
+        rows = {
+            row["setting"][name]: row
+            for row in found["rows"]
+            if all(row["setting"][other] == base[other] for other in names if other != name)
+        }
+        points = sorted(rows)
+        eager, ours = ([rows[p][key][0] for p in points] for key in ("eager", "chunk"))
+        panel.plot(points, eager, "o-", color="0.6", label="eager transformers, p50")
+        panel.plot(points, ours, "o-", color="tab:blue", label="engine, p50")
+        panel.plot(points, [rows[p]["roofline"] for p in points], "k--", label="roofline")
+        panel.set(xlabel=label, xticks=points, ylim=(0, None))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("one chunk [ms]")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{found['preset']}, {found['type']}, {found['machine']['device']}", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def write(found: dict[str, Any], out: Path) -> list[Path]:
+    """Write `out`.json, `out`.md and, where there is matplotlib, `out`.png; what was written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
     out.with_suffix(".md").write_text(markdown(found))
+    written = [out.with_suffix(".json"), out.with_suffix(".md")]
+    if find_spec("matplotlib") is not None:
+        written.append(out.with_suffix(".png"))
+        plot(found, written[-1])
+    return written

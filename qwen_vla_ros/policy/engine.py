@@ -115,6 +115,15 @@ class Engine:
         fits = length <= self.shape.length if shorter else length == self.shape.length
         return fits and slots == self.shape.slots
 
+    def _bring(self) -> None:
+        for name, tensor in self._staged.items():
+            self._inputs[name].copy_(tensor, non_blocking=True)
+
+    def copy(self) -> None:
+        """What a run copies between host and device, alone."""
+        self._bring()
+        self._result.copy_(self._noise, non_blocking=True)
+
     def run(
         self,
         images: NDArray[np.uint8],
@@ -139,8 +148,7 @@ class Engine:
         staged["ids"].numpy()[count:] = 0
         staged["count"].fill_(count)
         with torch.inference_mode(), torch.no_grad():
-            for name, tensor in staged.items():
-                self._inputs[name].copy_(tensor, non_blocking=True)
+            self._bring()
             self._noise.normal_(generator=generator).mul_(temperature)
             self._result.copy_(self._replay(count), non_blocking=True)
             if self.device.type == "cuda":

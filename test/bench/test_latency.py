@@ -42,9 +42,11 @@ def test_writes_figures_and_a_table(tmp_path) -> None:
         assert row["gflop"] > 0.05
         assert row["roofline"] > 0
         assert row["chunk"][0] > row["stages"]["preprocess"][0] > 0
+        assert set(latency.STAGES) - {"publish"} <= set(row["stages"]) <= set(latency.STAGES)
     full, one_step = found["rows"][0], found["rows"][2]
     assert full["gflop"] > 1.5 * one_step["gflop"]
     assert out.with_suffix(".md").read_text().count("\n| ") >= 3
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
