@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -31,6 +31,9 @@ IN_ROS2_CONTROL = (
 )
 
 
+PACKAGES = ("controller_manager", "robot_state_publisher", "ros_gz_bridge", "ros_gz_sim", "xacro")
+
+
 def absolute(namespace: str, topic: str) -> str:
     return topic if topic.startswith("/") else "/" + f"{namespace}/{topic}".strip("/")
 
@@ -50,17 +53,20 @@ def fit(world: Path, embodiment: Embodiment, namespace: str) -> str:
     return file.name
 
 
-def start(context: LaunchContext) -> list:
-    def value(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
+def prepare(context: LaunchContext) -> list:
+    def value(name: str, default: str | None = None) -> str:
+        return LaunchConfiguration(name, default=default).perform(context)
 
-    embodiment, namespace = load_embodiment(value("embodiment")), value("namespace")
+    # Those two are declared by robot.launch.py, which comes later.
+    embodiment, namespace = load_embodiment(value("embodiment", "franka_panda")), value("namespace", "")
     world = value("world") or BY_ARMS[embodiment.prompt.arms]
     path = Path(world) if world.endswith(".sdf") else WORLDS / f"{world}.sdf"
     for name, file in (("world", str(path)), ("robot", value("robot"))):
         if not Path(file).is_file():
             raise RuntimeError(f"{name}: found {file!r}, expected a file; see --show-args")
-    urdf = ParameterValue(Command(["xacro ", value("robot")]), value_type=str)
+    for package in PACKAGES:
+        get_package_prefix(package)
+    urdf = ParameterValue(Command(["xacro ", value("robot")]).perform(context), value_type=str)
     images = [absolute(namespace, camera.topic) for camera in embodiment.cameras]
     topics = [
         g.controller.topic.strip("/") for g in embodiment.actions if g.controller.type in IN_ROS2_CONTROL
@@ -99,6 +105,8 @@ def start(context: LaunchContext) -> list:
 
 def generate_launch_description() -> LaunchDescription:
     robot = PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py"))
+    # What can fail comes first: launch does not end what it has started when something after it raises.
+    prepared: list = []
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -116,7 +124,8 @@ def generate_launch_description() -> LaunchDescription:
             ),
             # Declared before robot.launch.py declares it, so that this default counts.
             DeclareLaunchArgument("use_sim_time", default_value="true", description="Follow /clock."),
+            OpaqueFunction(function=lambda context: prepared.extend(prepare(context))),
             IncludeLaunchDescription(robot),
-            OpaqueFunction(function=start),
+            OpaqueFunction(function=lambda context: prepared),
         ]
     )

@@ -4,7 +4,7 @@
 import os
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -39,17 +39,21 @@ def start(context: LaunchContext) -> list:
             output="screen",
         )
 
-    actions = [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device", "backend"))]
-    if value("visualizer") == "true":
-        actions.append(node("visualizer", ("robot_description",)))
-    if (output := value("rerun")) != "false":
-        settings = {"output": "" if output == "true" else output}
-        actions.append(node("rerun", settings=settings))
+    # What can fail comes first: launch does not end what it has started when something after it raises.
+    actions = []
+    if value("foxglove") == "true":
+        get_package_prefix("foxglove_bridge")
     if value("rviz") == "true":
         rviz = PythonLaunchDescriptionSource(str(SHARE / "launch" / "rviz.launch.py"))
         actions.append(IncludeLaunchDescription(rviz))
     if value("foxglove") == "true":
         actions.append(Node(package="foxglove_bridge", executable="foxglove_bridge", output="screen"))
+    actions += [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device", "backend"))]
+    if value("visualizer") == "true":
+        actions.append(node("visualizer", ("robot_description",)))
+    if (output := value("rerun")) != "false":
+        settings = {"output": "" if output == "true" else output}
+        actions.append(node("rerun", settings=settings))
     return actions
 
 

@@ -14,6 +14,13 @@ from launch_ros.parameter_descriptions import ParameterValue
 SHARE = Path(get_package_share_directory("qwen_vla_ros"))
 
 
+def check(context: LaunchContext) -> None:
+    """Before any process starts: launch does not end them when something after them raises."""
+    seed = LaunchConfiguration("seed").perform(context)
+    if not seed.isdecimal():
+        raise RuntimeError(f"seed: found {seed!r}, expected a whole number")
+
+
 def start(context: LaunchContext) -> list:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
@@ -50,6 +57,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "fastdds_profile", default_value=profile, description="XML profile of Fast DDS."
             ),
+            OpaqueFunction(function=check),
             # Every simulated world has a clock of its own: that of its namespace.
             SetRemap("/clock", "clock"),
             IncludeLaunchDescription(robot),

@@ -90,6 +90,18 @@ def test_arguments_are_declared_and_used(path):
         assert words.count(name) >= 2, f"{name} is declared, or used, nowhere in {path.name}"
 
 
+@pytest.mark.parametrize("name", ["gazebo", "sim"])
+def test_what_can_fail_comes_before_what_is_started(name):
+    """launch ends with an error when something raises, and leaves alone what it has started before."""
+    tree = ast.parse((ROOT / f"launch/{name}.launch.py").read_text())
+    describe = next(n for n in tree.body if getattr(n, "name", "") == "generate_launch_description")
+    lines = {"OpaqueFunction": [], "IncludeLaunchDescription": []}
+    for node in ast.walk(describe):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in lines:
+            lines[node.func.id].append(node.lineno)
+    assert min(lines["OpaqueFunction"]) < min(lines["IncludeLaunchDescription"])
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_launch_takes_the_arguments(path, ros_environment):
     needs_launch()
