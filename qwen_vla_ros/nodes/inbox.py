@@ -18,9 +18,7 @@ from rclpy.subscription import Subscription
 MOST = 20
 
 # To look is not free: of a faster loop, some periods go without [s].
-LOOK_PERIOD = 0.01
-# A period that is a little short is one all the same [s].
-SLACK = 0.002
+LOOK_PERIOD = 0.006
 
 
 class Inbox:
@@ -62,7 +60,7 @@ class Inbox:
     def take(self) -> None:
         """Tell what has come, topic by topic, in the order in which they were listened to."""
         now = time.monotonic()
-        if now - self._looked < LOOK_PERIOD - SLACK:
+        if now - self._looked < LOOK_PERIOD:
             return
         self._looked = now
         for event, count in self._lives:

@@ -151,6 +151,7 @@ class PolicyNode(BodyNode):
                 self._policy.configure(embodiment)
         except RuntimeError as error:  # PolicyError, CheckpointError, and what torch says of a device
             raise ConfigurationError(str(error)) from error
+        self._reads_state = embodiment.prompt.state or self._policy.info.reads_state
         self._inbox, self._motion = Inbox(embodiment), Motion(self, embodiment)
         self._outlook = None
         if (self.value("handover") or embodiment.motion.mode) == "rtc":
@@ -184,7 +185,7 @@ class PolicyNode(BodyNode):
                     qos.IMAGE,
                 )
             )
-        if self.embodiment.prompt.state:
+        if self._reads_state:
             for topic in self.embodiment.state.joint_states:
                 keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
                 self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
@@ -463,10 +464,10 @@ class PolicyNode(BodyNode):
         self._chunk_publisher.publish(message)
 
     def _state(self) -> np.ndarray | None:
-        """State of the prompt, where it has one. Shape (c,)."""
-        if not self.embodiment.prompt.state:
-            return None
+        """State of prompt or policy, where one needs it. Shape (c,)."""
         joints = self.embodiment.joints
+        if not (self._reads_state and joints):
+            return None
         absent = [name for name in joints if name not in self._joints]
         if absent:
             topics = ", ".join(self.embodiment.state.joint_states)
@@ -481,7 +482,20 @@ class PolicyNode(BodyNode):
             )
         if not np.isfinite(values).all():
             raise NotObserved(Result.JOINT_STATE_INVALID, "joint states are not finite")
-        return values[:, 1]
+        return values[:, 1] if self.embodiment.prompt.state else self._channels(values[:, 1])
+
+    def _channels(self, joints: np.ndarray) -> np.ndarray:
+        """Joints, shape (n,), as the channels that they are; NaN in others. Shape (c,)."""
+        channels, begin = np.full(self.embodiment.layout.count, np.nan), 0
+        for group in self.embodiment.actions:
+            values = joints[begin : begin + len(getattr(group, "joints", ()))]
+            begin += len(values)
+            if len(values) == group.count and group.kind != "eef_delta":
+                if group.unit == "fraction":
+                    closed, opened = group.opening.T
+                    values = (values - closed) / (opened - closed)
+                channels[self.embodiment.layout.slice_of(group.name)] = values
+        return channels
 
 
 def _image_type(camera: Any) -> type:

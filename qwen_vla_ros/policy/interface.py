@@ -29,7 +29,8 @@ class Observation:
         images: RGB by view. Each uint8, shape (h, w, 3), any size.
         instruction: What to do.
         stamp: Capture time of the oldest image [s].
-        state: In the order and the units of the embodiment's channels; None where the prompt needs none.
+        state: In the order and the units of the embodiment's channels; None where neither prompt nor policy
+            needs one. NaN in channels that are no joints.
             Shape (c,).
     """
 
@@ -68,6 +69,7 @@ class PolicyInfo:
         views: Views that it has tags for.
         embodiment: Configured embodiment, or empty.
         details: Further facts for a reader.
+        reads_state: It needs `Observation.state`, whatever the prompt holds.
     """
 
     checkpoint: str
@@ -79,6 +81,7 @@ class PolicyInfo:
     views: tuple[str, ...]
     embodiment: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    reads_state: bool = False
 
 
 class Policy(Protocol):

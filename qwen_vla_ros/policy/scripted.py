@@ -21,6 +21,10 @@ TURN = 4.0
 ANGLE, DISTANCE = 0.15, 0.03
 # Share of a channel's range and of its speed limit that is used at most.
 RANGE_SHARE, SPEED_SHARE = 0.2, 0.5
+# Of a joint's limits that is used on the way home.
+APPROACH_SHARE = 0.15
+# A joint this near home need not go there [rad or m].
+NEAR = 0.01
 # A task that was silent for so long begins anew [s].
 PAUSE = 2.0
 _RELATIVE = ("chunk_start", "previous_step")
@@ -30,8 +34,9 @@ class ScriptedPolicy:
     """See `Policy`. Looks at no picture and reads of the instruction only names of groups and channels.
 
     A channel goes once to one side and once to the other within its `TURN`; where there is room on one side
-    alone, only there. Joints with absolute set-points move about `home`. An instruction with names ("elbow",
-    "gripper") moves those alone.
+    alone, only there. Joints with absolute set-points move about `home`: a robot that is elsewhere goes there
+    first, all joints at once and none faster than `APPROACH_SHARE` of its limits. An instruction with names
+    ("elbow", "gripper") moves those alone.
     """
 
     def __init__(self) -> None:
@@ -40,6 +45,8 @@ class ScriptedPolicy:
         self._swings: list[_Swing] = []
         self._told = ""
         self._task, self._began, self._last = "", 0.0, -math.inf
+        # What is missing to home when a task begins, and how long the way takes [s].
+        self._away, self._way = np.zeros(0), 0.0
 
     @property
     def info(self) -> PolicyInfo:
@@ -54,6 +61,7 @@ class ScriptedPolicy:
             views=tuple(camera.view for camera in body.cameras) if body else (),
             embodiment=body.name if body else "",
             details={"motion": f"each channel for {TURN:g} s"},
+            reads_state=True,
         )
 
     @property
@@ -71,8 +79,8 @@ class ScriptedPolicy:
                 "position of every joint that is driven by absolute set-points"
             )
         self._statistics = Statistics(
-            np.array([swing.centre - swing.most for swing in swings]),
-            np.array([swing.centre + swing.most for swing in swings]),
+            np.array([min(swing.reached[0], swing.centre - swing.most) for swing in swings]),
+            np.array([max(swing.reached[1], swing.centre + swing.most) for swing in swings]),
         )
         self._embodiment, self._swings, self._told = embodiment, swings, ""
 
@@ -85,22 +93,50 @@ class ScriptedPolicy:
         serving.views_of(body, observation)
         moving = self._named(observation.instruction)
         step = 1.0 / body.control_rate
-        times = self._since(observation) + step * np.arange(body.horizon + 1)
+        since = self._since(observation) + step * np.arange(body.horizon + 1)
+        times = np.maximum(since - self._way, 0.0)
         turn = np.floor(times / TURN).astype(int) % len(moving)
         phase = (times / TURN) % 1.0
         rows = np.empty((body.horizon, len(self._swings)))
         for column, swing in enumerate(self._swings):
             mine = column in moving and turn == moving.index(column)
             rows[:, column] = swing.rows(np.where(mine, phase, 0.0), step)
-        self._tell(self._swings[moving[int(turn[0])]])
+        if since[0] < self._way:
+            left = 1.0 - _minimum_jerk(np.minimum(since[1:] / self._way, 1.0))
+            rows += left[:, None] * self._away
+        else:
+            self._tell(self._swings[moving[int(turn[0])]])
         return np.asarray(normalise(rows, self.statistics), dtype=np.float32)
 
     def _since(self, observation: Observation) -> float:
         """Time since the task began [s]: of another instruction, or after a pause, or of a clock set back."""
         if observation.instruction != self._task or not 0.0 <= observation.stamp - self._last <= PAUSE:
             self._task, self._began = observation.instruction, observation.stamp
+            self._plan_way(observation.state)
         self._last = observation.stamp
         return observation.stamp - self._began
+
+    def _plan_way(self, state: NDArray[np.float64] | None) -> None:
+        """Find how far it is home. Shape of the state: (c,)."""
+        self._away, self._way = np.zeros(len(self._swings)), 0.0
+        for column, swing in enumerate(self._swings):
+            if state is None or swing.pace is None or not math.isfinite(state[column]):
+                continue
+            low, high = swing.reached
+            away = float(state[column]) - swing.centre
+            if swing.endless:
+                away = (away + math.pi) % (2 * math.pi) - math.pi
+            away = min(max(away, low - swing.centre), high - swing.centre)
+            if abs(away) <= NEAR:
+                continue
+            velocity, acceleration = APPROACH_SHARE * swing.pace[0], APPROACH_SHARE * swing.pace[1]
+            self._away[column] = away
+            # The peaks of a path of least jerk.
+            self._way = max(
+                self._way, 1.875 * abs(away) / velocity, math.sqrt(5.774 * abs(away) / acceleration)
+            )
+        if self._way:
+            LOG.info("scripted: home first, in %.1f s", self._way)
 
     def _named(self, instruction: str) -> list[int]:
         """Columns that an instruction names, or all that move."""
@@ -119,7 +155,15 @@ class _Swing:
     """How one channel moves: a sine, or where there is room on one side a bump.
 
     kind: absolute, chunk_start, previous_step, or velocity. room: below and above the centre.
+
+    Attributes:
+        pace: velocity and acceleration limits, of a joint that is at home between its swings; else None.
+        reached: lowest and highest value, the way home included.
+        endless: it has no limits of position, and goes the shorter way round.
     """
+
+    pace: tuple[float, float] | None = None
+    endless = False
 
     def __init__(
         self,
@@ -141,6 +185,7 @@ class _Swing:
         self._reach = reach if self._both else side * min(reach, max(below, above))
         self.moves = abs(self._reach) > 0.0
         self.most = max(abs(self._reach), 1e-6) * (2.0 if kind in _RELATIVE else 1.0)
+        self.reached = self.centre - self.most, self.centre + self.most
         sides = "both ways" if self._both else "one way"
         self.text = f"{self.name} {self._reach:+.3g} {unit}, {sides}"
 
@@ -200,4 +245,14 @@ def _joint_swing(embodiment: Embodiment, group: Any, k: int) -> _Swing:
     known = embodiment.posture() if group.kind != "joint_position" else embodiment.home
     home = known.get(name, math.nan)
     room = (home - low, high - home)
-    return _Swing(group.name, name, "absolute", home, room, reach, unit)
+    swing = _Swing(group.name, name, "absolute", home, room, reach, unit)
+    if group.kind == "joint_position":
+        swing.pace = float(limits.velocity[k]), float(limits.acceleration[k])
+        swing.endless = not math.isfinite(high - low)
+        swing.reached = (home - math.pi, home + math.pi) if swing.endless else (low, high)
+    return swing
+
+
+def _minimum_jerk(share: np.ndarray) -> np.ndarray:
+    """From 0 to 1 without velocity and acceleration at the ends (Flash and Hogan, 1985)."""
+    return share**3 * (10.0 - 15.0 * share + 6.0 * share**2)

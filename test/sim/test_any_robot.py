@@ -17,7 +17,7 @@ from qwen_vla_ros.cli import app
 from qwen_vla_ros.embodiment import denormalise, list_embodiments, load_embodiment
 from qwen_vla_ros.motion.follower import BaseCommand, Follower
 from qwen_vla_ros.policy import Observation, PolicyError, load_policy
-from qwen_vla_ros.policy.scripted import TURN
+from qwen_vla_ros.policy.scripted import APPROACH_SHARE, TURN
 from qwen_vla_ros.sim import SimulationError, World, make_world
 from qwen_vla_ros.sim.controllers import ControllerError, SlidingDriveController
 
@@ -353,6 +353,29 @@ def test_the_scripted_policy_needs_a_home_and_stays_within_the_limits():
     assert list(dict.fromkeys(seen)) == list(range(len(home)))
     with pytest.raises(PolicyError, match=r"home: found no arm/shoulder_pan"):
         policy.configure(body.model_copy(update={"home": {}}))
+
+
+def test_the_scripted_policy_goes_home_gently_first():
+    body = load_embodiment("so101")
+    policy = load_policy(backend="scripted")
+    policy.configure(body)
+    images = {camera.view: np.zeros((4, 4, 3), np.uint8) for camera in body.cameras}
+    group = body.actions[0]
+    home = np.array([body.home[joint] for joint in body.joints])
+    away = home.copy()
+    away[0] += 0.8
+    step, path = 1.0 / body.control_rate, [away]
+    while np.abs(path[-1][: len(group.joints)] - home[: len(group.joints)]).max() > 1e-3:
+        now = 100.0 + step * (len(path) - 1)
+        chunk = policy.infer(Observation(images, "move", now, path[-1]))
+        assert np.abs(chunk).max() <= 1.0
+        path.append(denormalise(chunk, policy.statistics)[0])
+        assert len(path) < 60 / step
+    speed = np.abs(np.diff([row[0] for row in path])) / step
+    assert 0.5 * APPROACH_SHARE < speed.max() / group.limits.velocity[0] < 1.05 * APPROACH_SHARE
+    # At home it begins to move one joint about it.
+    later = policy.infer(Observation(images, "move", now + 0.4 * TURN, path[-1]))
+    assert np.abs(denormalise(later, policy.statistics)[0] - home).max() > 0.02
 
 
 def test_a_sliding_base_is_limited_and_stops_without_commands():
