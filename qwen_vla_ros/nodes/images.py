@@ -13,9 +13,11 @@ from sensor_msgs.msg import CompressedImage, Image
 
 try:
     from cv_bridge import CvBridge, CvBridgeError
-except ModuleNotFoundError as error:
-    if error.name != "cv_bridge":
-        raise
+
+    # Converts colours; it cannot be imported beside another numpy than it was built for, such as numpy 2 from
+    # pip on Ubuntu 24.04.
+    from cv_bridge.boost import cv_bridge_boost  # noqa: F401
+except (ImportError, AttributeError):
     from .cv_bridge_adapter import CvBridge, CvBridgeError  # type: ignore[assignment]
 
 Rgb = npt.NDArray[np.uint8]

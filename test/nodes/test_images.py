@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -91,6 +95,19 @@ def test_jpeg_is_near_and_png_is_exact():
 def test_bad_images_are_refused_with_a_reason(message, text):
     with pytest.raises(ImageError, match=text.replace("(", r"\(")):
         to_rgb(message)
+
+
+@pytest.mark.parametrize("breaks", ["ImportError", "AttributeError"])
+def test_a_cv_bridge_for_another_numpy_is_left_alone(breaks, tmp_path):
+    boost = tmp_path / "cv_bridge" / "boost"
+    boost.mkdir(parents=True)
+    (boost.parent / "__init__.py").write_text("class CvBridge: pass\nclass CvBridgeError(TypeError): pass\n")
+    (boost / "__init__.py").touch()
+    (boost / "cv_bridge_boost.py").write_text(f"raise {breaks}('_ARRAY_API not found')\n")
+    show = "from qwen_vla_ros.nodes import images; print(images.CvBridge.__module__)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    said = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == "qwen_vla_ros.nodes.cv_bridge_adapter", said.stderr
 
 
 def test_adapter_has_the_defaults_of_cv_bridge():
