@@ -280,20 +280,16 @@ class FixedModel(nn.Module):
         embed = visual.patch_embed
         # A still image is the same frame twice: the temporal taps add up. In the order of an image's bytes.
         matrix = embed.proj.weight.sum(dim=2).permute(0, 2, 3, 1).flatten(1)
-        offset = embed.proj.bias
-        # Pixels of 0 to 255 in 16 bits would lose in the sum what their mean takes up.
-        self._folds_pixels = self.dtype == torch.float32
-        if self._folds_pixels:
-            offset = offset - matrix.sum(dim=1) * (shape.mean / shape.std)
-            matrix = matrix / (255.0 * shape.std)
-        self._keep("patch_matrix", matrix)
+        # In 16 bits a scaled matrix would be rounded once more.
+        self._scaled = self.dtype == torch.float32
+        self._keep("patch_matrix", matrix / (255.0 * shape.std) if self._scaled else matrix)
         for index, (_, rows, columns) in enumerate(self._runs):
             indices, weights, positions = backbone._image_layout(
                 rows, columns, visual.spatial_merge_size, visual.num_grid_per_side, self.device
             )
             place = (visual.pos_embed(indices) * weights[:, :, None].to(self.dtype)).sum(dim=1)
             cos, sin = visual.rotary_pos_emb(place, positions)
-            self._keep(f"place_{index}", place + offset)
+            self._keep(f"place_{index}", place + embed.proj.bias)
             size = int(cos.shape[-1])
             factors = folded(cos, sin, size, cos.new_full((size,), self._root(size)))
             self._keep(f"vision_turn_{index}", factors.to(self.dtype))
@@ -428,10 +424,8 @@ class FixedModel(nn.Module):
                 count, rows // merge, merge, side, columns // merge, merge, 3 * side
             )
             tiles = tiles.permute(0, 1, 4, 2, 5, 3, 6).reshape(count * rows * columns, 3 * side * side)
-            pixels = tiles.float()
-            if not self._folds_pixels:
-                pixels = pixels * (1.0 / (255.0 * self.shape.std)) - self.shape.mean / self.shape.std
-            found.append(pixels)
+            pixels = tiles.float() - 255.0 * self.shape.mean
+            found.append(pixels if self._scaled else pixels / (255.0 * self.shape.std))
             start = end
         return found
 
