@@ -66,18 +66,20 @@ class Pace:
     def _run(self) -> None:
         due = time.monotonic()
         while self._going:
-            began = time.monotonic()
-            self._beat()
+            began = self._beat()
             # Of a late beat the whole period follows: what moves is told how far to go in a period.
             due = began if began - due > LATE * self._period else due
             due += max(self._period, REST_PERIOD) if self._rests() else self._period
             time.sleep(max(0.0, due - time.monotonic()))
 
-    def _beat(self) -> None:
-        try:
-            with self._lock:
+    def _beat(self) -> float:
+        """Call once. Returns when that began [s]: whoever held the lock may have held it up."""
+        with self._lock:
+            began = time.monotonic()
+            try:
                 if self._going:
                     self._call()
-        except Exception:
-            self._going = False
-            self._failed(traceback.format_exc())
+            except Exception:
+                self._going = False
+                self._failed(traceback.format_exc())
+        return began

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop's thread, and the messages that it takes."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from std_msgs.msg import Int32
+
+from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes.inbox import LOOK_PERIOD, Inbox
+from qwen_vla_ros.nodes.pace import REST_PERIOD, Pace
+
+
+def test_calls_once_a_period_while_nobody_holds_the_lock_and_less_often_at_rest(ros_node, wait_for):
+    lock, calls, rests = threading.RLock(), [], []
+    pace = Pace(
+        ros_node, 0.004, lambda: calls.append(time.monotonic()), lambda: bool(rests), lock, print, False
+    )
+    try:
+        wait_for(lambda: len(calls) > 50, 10.0, "calls")
+        # A late call is followed by a whole period: never two at once.
+        assert min(b - a for a, b in itertools.pairwise(calls)) > 0.5 * 0.004
+        with lock:
+            seen = len(calls)
+            time.sleep(0.05)
+            assert len(calls) == seen
+        rests.append(True)
+        wait_for(lambda: len(calls) > seen + 10, 10.0, "calls at rest")
+        assert min(b - a for a, b in itertools.pairwise(calls[-5:])) > 0.8 * REST_PERIOD
+    finally:
+        pace.stop()
+    seen = len(calls)
+    time.sleep(3 * REST_PERIOD)
+    assert len(calls) == seen
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_defect_is_told_once_and_ends_the_calls(ros_node, wait_for, simulated):
+    told = []
+
+    def call():
+        raise ZeroDivisionError("of the test")
+
+    begun = lambda: Pace(  # noqa: E731
+        ros_node, 0.002, call, lambda: False, threading.RLock(), told.append, simulated
+    )
+    made = ros_node.executor.create_task(begun)
+    wait_for(made.done, 10.0, "the loop")
+    pace = made.result()
+    wait_for(lambda: told, 10.0, "word of the defect")
+    assert not pace.going
+    ended = ros_node.executor.create_task(pace.stop)
+    wait_for(ended.done, 10.0, "the end")
+    assert len(told) == 1
+    assert "ZeroDivisionError: of the test" in told[0]
+
+
+def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node, wait_for):
+    heard, alive = [], []
+    inbox = Inbox(ros_node)
+    inbox.listen(Int32, "inbox_test", lambda m: heard.append(m.data), qos.HEARTBEAT_WATCHED, alive.append)
+
+    def publisher():
+        return ros_node.create_publisher(Int32, "inbox_test", qos.HEARTBEAT)
+
+    source = publisher()
+    wait_for(lambda: source.get_subscription_count() == 1, 10.0, "the subscription")
+    for number in range(3):
+        source.publish(Int32(data=number))
+    time.sleep(0.05)
+    assert heard == []
+
+    def took(count: int) -> bool:
+        time.sleep(LOOK_PERIOD)
+        inbox.take()
+        return heard == [0, 1, 2] and alive[-1:] == [count]
+
+    wait_for(lambda: took(1), 10.0, "messages and a life")
+    ros_node.destroy_publisher(source)
+    wait_for(lambda: took(0), 10.0, "the end of a life")
+    inbox.destroy()
