@@ -87,6 +87,7 @@ def test_installed_nodes_are_found(ros_environment):
     assert {path.name for path in folder.iterdir() if os.access(path, os.X_OK)} == {
         "executor",
         "policy",
+        "rerun",
         "sim",
         "visualizer",
     }
