@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,9 @@ def bench(
     runs: Annotated[int, typer.Option(help="Chunks per figure.", min=1)] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; without it what suits the device.")] = "",
+    own_time: Annotated[
+        bool, typer.Option("--own-time", help="Without what other programs take: CPU, one thread.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Written with .json, .md and .png.")] = Path("out/latency"),
 ) -> None:
     """Measure where the time of a model goes, with random weights, one thing changed at a time."""
@@ -35,11 +39,14 @@ def bench(
         kind = dtype or ("bfloat16" if chosen.type == "cuda" else "float32")
         if kind not in ("float32", "bfloat16"):
             raise ValueError(f"--dtype: found {dtype!r}, expected float32 or bfloat16")
+        if own_time and (chosen.type != "cpu" or threads != 1):
+            raise ValueError(f"--own-time: found {device}, {threads} threads, expected cpu and 1")
         torch.set_num_threads(threads)
         torch.empty(1, device=chosen)
     except (ValueError, RuntimeError, AssertionError) as error:
         typer.echo(f"error: {str(error).splitlines()[0]}", err=True)
         raise typer.Exit(2) from error
+    latency.timer = time.thread_time if own_time else time.perf_counter
     number = getattr(torch, kind)
     speed = latency.throughput(chosen, number)
     rows = [

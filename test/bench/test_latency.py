@@ -52,7 +52,12 @@ def test_writes_figures_and_a_table(tmp_path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize(
     ("option", "text"),
-    [(("--device", "cuda"), "CUDA"), (("--preset", "huge"), "huge"), (("--views", "4"), "4")],
+    [
+        (("--device", "cuda"), "CUDA"),
+        (("--preset", "huge"), "huge"),
+        (("--views", "4"), "4"),
+        (("--own-time", "--threads", "2"), "2 threads"),
+    ],
 )
 def test_bad_options(option: tuple[str, str], text: str) -> None:
     told = CliRunner().invoke(app, ["bench", *option])
