@@ -450,9 +450,10 @@ class Conductor:
     def say(self) -> None:
         """How things are. Ends a task whose clock has stopped: the loop, which runs by it, cannot."""
         now, wall = self.now, time.monotonic()
-        if now != self._clock_seen[0]:
+        # A task is not told of the time before it.
+        if now != self._clock_seen[0] or self.task is None:
             self._clock_seen = now, wall
-        elif self.task is not None and wall - self._clock_seen[1] > CLOCK_PATIENCE:
+        elif wall - self._clock_seen[1] > CLOCK_PATIENCE:
             message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
             self._finish(self.task, Trouble(Result.JOINT_STATE_STALE, message))
         task, policy = self.task, self.watchdog.policy
