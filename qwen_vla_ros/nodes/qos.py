@@ -7,7 +7,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 # Without a sign of life for that long a policy counts as dead [s].
-LEASE = 0.1
+LEASE = 0.07
 
 
 def _profile(depth: int, reliable: bool, latched: bool = False, lease: float = 0.0) -> QoSProfile:

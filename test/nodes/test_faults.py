@@ -248,11 +248,10 @@ def test_policy_dies_or_sleeps(rig, number):
         stack.restart_policy()
     stopped = at_rest[0]
     lost = seconds(stack.policy[-1].header.stamp)
-    # Noticed soon after the signal, silence as long as the executor listened to it; the last heartbeat came
-    # before the signal. The ramp is as long as the speed of the moment asks for: 0.2 s where it is highest.
+    # The requirement, without an allowance: from the signal, silence as long as the executor listened to it,
+    # and the ramp. The last heartbeat came before the signal.
     silence = float(re.search(r"no heartbeat of the policy for (\d+\.\d+) s", stopped.message).group(1))
-    assert silence - max(0.0, signalled - lost) < 0.15
-    assert stopped.stop_duration < 0.3
+    assert silence - max(0.0, signalled - lost) + stopped.stop_duration < 0.3
     rig.safe(Result.POLICY_LOST, "nor a sign of life of its process", lost, 0.12)
     stack.wait_for(lambda: watch.now > lost + 1.1, 20.0, "what the robot did")
     # The servos of the simulated robot settle after the last command.

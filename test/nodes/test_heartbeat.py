@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from qwen_vla_ros.nodes.heartbeat import Heartbeat
+from qwen_vla_ros.nodes.qos import LEASE
 
 
 class Ear:
@@ -42,11 +43,11 @@ def ear():
 
 def test_a_dead_process_is_lost_at_once_and_a_silent_one_after_its_patience(ear):
     ear.heartbeat.count(0)
-    assert ear.listen(2.0, False) == pytest.approx(0.1, abs=0.011)
+    assert ear.listen(2.0, False) == pytest.approx(LEASE, abs=0.011)
     assert "nor a sign of life" in ear.heartbeat.silence
     ear.heartbeat.count(1)
     assert not ear.heartbeat.silence
-    assert ear.listen(2.0, False) == pytest.approx(0.4, abs=0.011)
+    assert ear.listen(2.0, False) == pytest.approx(0.5 - LEASE, abs=0.011)
     assert "its process lives" in ear.heartbeat.silence
     ear.heartbeat.hear()
     assert not ear.heartbeat.silence
