@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,8 @@ class ActionWriter:
         # Written by the loop, sent by rclpy's thread.
         self._lock = threading.Lock()
         self._waiting: list[JointCommand] = []
+        # rclpy runs tasks in any order; goals are sent in that of the commands.
+        self._outbox: deque[list[JointCommand]] = deque()
         self._sent: np.ndarray | None = None
         self._written = self._looked = 0.0
         self._ready = False
@@ -264,8 +267,8 @@ class ActionWriter:
             self._waiting.append(command)
             if len(self._waiting) < self._length:
                 return
-            commands, self._waiting = self._waiting, []
-        self._node.executor.create_task(self._send, commands)
+            self._post()
+        self._node.executor.create_task(self._send)
 
     def destroy(self, node: Node) -> None:
         node.destroy_timer(self._timer)
@@ -273,17 +276,25 @@ class ActionWriter:
 
     def _flush(self) -> None:
         silent = time.monotonic() - self._written
-        commands: list[JointCommand] = []
         if silent > 2 * self._period:
             with self._lock:
-                commands, self._waiting = self._waiting, []
-        if commands:
-            self._send(commands)
+                self._post()
+        if self._outbox:
+            self._send()
         elif silent > FORGET_PERIOD:
             # At rest: a new task may try again, and somebody else may have moved it meanwhile.
             self._refused, self._sent = False, None
 
-    def _send(self, commands: list[JointCommand]) -> None:
+    def _post(self) -> None:
+        if self._waiting:
+            self._outbox.append(self._waiting)
+            self._waiting = []
+
+    def _send(self) -> None:
+        while self._outbox:
+            self._send_goal(self._outbox.popleft())
+
+    def _send_goal(self, commands: list[JointCommand]) -> None:
         ends = np.array([command.position for command in commands])
         if self._sent is not None and np.array_equal(ends, np.broadcast_to(self._sent, ends.shape)):
             return

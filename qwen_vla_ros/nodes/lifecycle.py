@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -75,6 +77,7 @@ class BodyNode(LifecycleNode):
         super().__init__(name)
         declare(self, "embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file")
         declare(self, "autostart", True, "Configure and activate at start; else wait for a lifecycle manager")
+        self._guard_transitions()
         self.embodiment: Embodiment | None = None
         self.active = False
         # Set when the process has been asked to end; long waits must watch it.
@@ -138,6 +141,21 @@ class BodyNode(LifecycleNode):
             self.trigger_activate()
 
     # Transitions
+
+    def _guard_transitions(self) -> None:
+        """Refuse a transition that cannot be: in Jazzy, rclpy raises there, which would end the process."""
+        service = next(entity for entity in self.services if entity.srv_name.endswith("/change_state"))
+        change = service.callback
+
+        def guarded(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().error(f"transition {request.transition.id} refused: {error}")
+                response.success = False
+                return response
+
+        service.callback = guarded
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         def configure() -> None:
