@@ -85,6 +85,14 @@ class ExecutorNode(BodyNode):
         )
         declare(
             self,
+            "policy_lease",
+            0.07,
+            "Silence of a policy whose process gives no sign of life, before it counts as dead [s]",
+            0.03,
+            10.0,
+        )
+        declare(
+            self,
             "realtime_priority",
             50,
             "SCHED_FIFO priority of the process, as controller_manager has it; 0 for none",
@@ -147,7 +155,11 @@ class ExecutorNode(BodyNode):
         self._take_priority(self.value("realtime_priority"))
         written = {} if dry_run else self._writers
         self._watchdog = Watchdog(
-            embodiment, self._follower, written, 0.0 if dry_run else self.value("max_tracking_error")
+            embodiment,
+            self._follower,
+            written,
+            0.0 if dry_run else self.value("max_tracking_error"),
+            self.value("policy_lease"),
         )
         self._health = ExecutorHealth(
             embodiment, self._follower, self._watchdog, written, self.value("warn_latency")
@@ -286,7 +298,7 @@ class ExecutorNode(BodyNode):
             PolicyStatus,
             "policy_status",
             watchdog.hear_policy,
-            qos.HEARTBEAT_WATCHED,
+            qos.heartbeat_watched(self.value("policy_lease")),
             watchdog.heartbeat.count,
         )
         # Its own state, too: see Rivals.

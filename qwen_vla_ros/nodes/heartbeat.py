@@ -7,8 +7,6 @@ import math
 import time
 from collections.abc import Callable
 
-from .qos import LEASE
-
 # What of a late look counts as listening [s].
 LONGEST_LOOK = 0.05
 
@@ -21,11 +19,12 @@ class Heartbeat:
 
     Args:
         patience: silence of a policy whose process lives, before it counts as lost [s].
+        lease: silence of a policy without a sign of life of its process [s].
         clock: wall time [s]; a process is alive or not, however fast the simulated clock runs.
     """
 
-    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic):
-        self._patience, self._clock = patience, clock
+    def __init__(self, patience: float, lease: float, clock: Callable[[], float] = time.monotonic):
+        self._patience, self._lease, self._clock = patience, lease, clock
         self._looked, self._listened = clock(), 0.0
         self._heard = -math.inf
         self._lives: bool | None = None
@@ -49,10 +48,10 @@ class Heartbeat:
         """Why the policy counts as lost; empty while it does not."""
         silent = self._listened - self._heard
         # The sign of life and the heartbeat come from two threads of the policy: one alone may be late.
-        if self._lives is False and LEASE <= silent < math.inf:
+        if self._lives is False and self._lease <= silent < math.inf:
             return (
                 f"no heartbeat of the policy for {silent:.2f} s, nor a sign of life of its process "
-                f"(allowed {LEASE} s); was it killed or stopped?"
+                f"(allowed {self._lease} s); was it killed or stopped?"
             )
         if silent <= self._patience:
             return ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
-# Without a sign of life for that long a policy counts as dead [s].
+# Without a sign of life for that long a node counts as dead, unless `policy_lease` says otherwise [s].
 LEASE = 0.07
 
 
@@ -38,7 +38,11 @@ COMMAND = _profile(1, reliable=True)
 # The heartbeat of the policy. rmw_fastrtps gives a sign of life after 2/3 of the lease that is offered, from
 # a thread of its own: some of them may be late before the lease that is requested has passed.
 HEARTBEAT = _profile(10, reliable=True, lease=0.3 * LEASE)
-HEARTBEAT_WATCHED = _profile(10, reliable=True, lease=LEASE)
 # The executor's state: who lives and says it is an executor.
 STATE = _profile(1, reliable=True, latched=True, lease=0.3 * LEASE)
 STATE_WATCHED = _profile(1, reliable=True, lease=LEASE)
+
+
+def heartbeat_watched(lease: float) -> QoSProfile:
+    """The heartbeat for those to whom its publisher is dead after `lease` [s] without a sign of life."""
+    return _profile(10, reliable=True, lease=lease)

@@ -65,6 +65,7 @@ class Watchdog:
         follower: Follower,
         writers: Mapping[str, Writer],
         max_tracking_error: float,
+        policy_lease: float,
     ):
         self._embodiment, self._follower, self._writers = embodiment, follower, writers
         self._max_tracking_error = max_tracking_error
@@ -84,7 +85,7 @@ class Watchdog:
         self._looked = -math.inf
         self._in_controllers: Trouble | None = None
         self._needs_odometry = follower.needs_odometry
-        self.heartbeat = Heartbeat(embodiment.stop.heartbeat_timeout)
+        self.heartbeat = Heartbeat(embodiment.stop.heartbeat_timeout, policy_lease)
         self._astray_since = math.nan
         self.policy: PolicyStatus | None = None
         self.rivals: dict[str, list[str]] = {}

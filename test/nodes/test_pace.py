@@ -65,7 +65,9 @@ def test_a_defect_is_told_once_and_ends_the_calls(ros_node, wait_for, simulated)
 def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node, wait_for):
     heard, alive = [], []
     inbox = Inbox(ros_node)
-    inbox.listen(Int32, "inbox_test", lambda m: heard.append(m.data), qos.HEARTBEAT_WATCHED, alive.append)
+    inbox.listen(
+        Int32, "inbox_test", lambda m: heard.append(m.data), qos.heartbeat_watched(0.07), alive.append
+    )
 
     def publisher():
         return ros_node.create_publisher(Int32, "inbox_test", qos.HEARTBEAT)
