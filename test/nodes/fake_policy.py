@@ -10,7 +10,7 @@ like:
     step      the third chunk has another time between its rows
     body      the third chunk is for another embodiment
     huge      the third chunk holds a number that no joint has
-    far       every chunk leads far outside the limits
+    far       every chunk leads far outside the limits of the Panda's first and last joint
     leap      every second chunk begins half a radian away
     silent    a heartbeat, but never a chunk
     late      chunks whose rows have all passed
@@ -21,6 +21,7 @@ like:
     stalls    Python stands still for 0.3 s before every chunk, as a model may make it
     mute      chunks, but no heartbeat while a task is active
     stranger  the heartbeat of another embodiment while a task is active
+    expert    a base drives to its goal in the scene of seed 2
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import sys
 
 import numpy as np
 import rclpy
+from nav_msgs.msg import Odometry
 from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
@@ -39,8 +41,13 @@ from rclpy.time import Time
 from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.motion.base import compose
 from qwen_vla_ros.nodes import qos
 from qwen_vla_ros.nodes.priority import LIFE, run_first
+from qwen_vla_ros.nodes.transforms import yaw_of
+
+# What the Panda can turn to the end without hitting itself.
+FAR = np.array([9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.0])
 
 
 class FakePolicy(Node):
@@ -55,6 +62,8 @@ class FakePolicy(Node):
         self._chunk = self.create_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
         self.create_subscription(Task, "task", self._on_task, qos.LATCHED)
         self.create_subscription(String, "policy/mode", self._on_mode, qos.LATCHED)
+        if mode == "expert":
+            self._load_scene()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(0.02, self._beat, clock=steady)
         self.create_timer(0.01, self._think, clock=steady)
@@ -65,6 +74,25 @@ class FakePolicy(Node):
         if self._task.active:
             # What goes wrong does so at once.
             self._chunks, self._last = 2, 0.0
+
+    def _load_scene(self) -> None:
+        from qwen_vla_ros.sim import make_world
+        from qwen_vla_ros.sim.experts import expert_chunk
+
+        self._world = make_world(self._body, "easy")
+        self._world.reset(self._world.tasks[0], 2)
+        start, self._pose = self._world.base_pose, None
+
+        def hear(message: Odometry) -> None:
+            pose = message.pose.pose
+            self._pose = compose(start, [pose.position.x, pose.position.y, yaw_of(pose.orientation)])
+
+        def expert(step: float) -> np.ndarray:
+            self._world.teleport(base_pose=self._pose)
+            return expert_chunk(self._world, None, self._body.horizon, step)
+
+        self._expert = expert
+        self.create_subscription(Odometry, self._body.state.odometry, hear, qos.SENSOR)
 
     def _on_task(self, task: Task) -> None:
         if task.task_id != self._task.task_id:
@@ -100,7 +128,9 @@ class FakePolicy(Node):
         seconds = now.nanoseconds * 1e-9
         step = 1 / self._body.control_rate
         due = seconds + step * np.arange(1, self._body.horizon + 1)
-        if self._body.joints:
+        if self._mode == "expert":
+            data = self._expert(step)
+        elif self._body.joints:
             home = np.array([self._body.home[joint] for joint in self._body.joints])
             data = home + 0.2 * np.sin(2 * due)[:, None]
         else:
@@ -120,8 +150,10 @@ class FakePolicy(Node):
             message.header.stamp.sec = max(0, message.header.stamp.sec - 60)
         if self._mode == "early":
             message.header.stamp.sec += 5
-        if self._mode == "far" or (self._mode == "leap" and self._chunks % 2):
-            data = data + (9.0 if self._mode == "far" else 0.5)
+        if self._mode == "far":
+            data = data + FAR
+        elif self._mode == "leap" and self._chunks % 2:
+            data = data + 0.5
         if self._chunks == 3:
             data = self._spoil(message, data)
         message.data = data.ravel().tolist()
