@@ -22,6 +22,7 @@ import numpy as np
 
 from qwen_vla_ros.bench import BenchResult
 from qwen_vla_ros.embodiment import Embodiment, list_embodiments, load_embodiment
+from qwen_vla_ros.embodiment.schema import PathController
 from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import ChunkRefused, Follower, MotionError, UnsupportedGroup
 from qwen_vla_ros.motion.groups import STRAY
@@ -35,6 +36,9 @@ TIP_SHARE = 0.2
 # What a difference quotient of commands may exceed its limit by: 1e-6 of it, and what a position that is off
 # by 1e-8 (the planner's precision, as ruckig says) makes of it. `motion.guard` allows the same.
 RELATIVE, PRECISION = 1e-6, 1e-8
+
+# After the name of a body: its waypoints are handed over as a path.
+BY_PATH = ":path"
 
 KINDS = ("position", "velocity", "acceleration", "jerk", "box", "speed", "finite", "refused")
 
@@ -137,7 +141,7 @@ class Adversary:
                 print(f"{self.body.name}: {error}", file=sys.stderr)
                 self.tally.violations["refused"] += 1
                 return
-            self._path.append(commands)
+            self._path.append({command.group: command for command in commands})
             self.tally.ticks += 1
             positions = [command.position for command in commands if hasattr(command, "position")]
             if positions:
@@ -145,11 +149,14 @@ class Adversary:
             if self._rng.random() < 0.002:
                 self._pose = self._pose + self._rng.normal(size=3)
             for command in commands:
-                if not hasattr(command, "position"):
+                if hasattr(command, "velocity") and not hasattr(command, "position"):
                     ahead, turn = command.velocity[0], command.velocity[-1]
                     yaw = self._pose[2]
                     way = np.array([ahead * np.cos(yaw), ahead * np.sin(yaw), turn])
                     self._pose = self._pose + self._follower.period * way
+                elif hasattr(command, "poses"):
+                    # Whoever drives it is somewhere on the way to the next pose.
+                    self._pose = self._pose + self._rng.random() * (command.poses[:2][-1] - self._pose)
             # Now and then a tick is late.
             late = self._rng.exponential(0.01) if self._rng.random() < 0.01 else 0.0
             self._now += self._follower.period + late
@@ -222,15 +229,18 @@ class Adversary:
         if not path:
             return
         period, used = self._follower.period, 0
-        for index, group in enumerate(self.body.actions):
+        for group in self.body.actions:
             limits = _joint_limits(group)
+            if group.controller.type == "path":
+                self._audit_path(group, [commands[group.name] for commands in path if group.name in commands])
+                continue
             if limits is None:
-                self._audit_base(group, np.array([commands[index].velocity for commands in path]))
+                self._audit_base(group, np.array([commands[group.name].velocity for commands in path]))
                 continue
             count = len(limits.velocity)
             first = self._first[used : used + count]
             used += count
-            rows = np.array([commands[index].position for commands in path])
+            rows = np.array([commands[group.name].position for commands in path])
             # The same place, however many turns away.
             turning = np.isin(np.array(group.joints), getattr(group, "continuous", ()))
             first = np.where(turning, first + 2 * np.pi * np.round((rows[0] - first) / (2 * np.pi)), first)
@@ -255,7 +265,7 @@ class Adversary:
                 allowed = RELATIVE * limit + 2**order * PRECISION * scale / period**order
                 self.tally.note(kind, quotient, limit, allowed)
             if hasattr(group, "ik"):
-                self._audit_tip(index, group, rows[2:])
+                self._audit_tip(group, rows[2:])
 
     def _audit_base(self, group, rows: np.ndarray) -> None:
         period = self._follower.period
@@ -272,7 +282,21 @@ class Adversary:
                 allowed = RELATIVE * limit + 2**order * PRECISION / period**order
                 self.tally.note(kind, np.linalg.norm(value, axis=1), np.array(limit), allowed)
 
-    def _audit_tip(self, index: int, group, rows: np.ndarray) -> None:
+    def _audit_path(self, group, paths: list) -> None:
+        for path in paths:
+            self.tally.violations["finite"] += int((~np.isfinite(path.poses)).sum())
+            ways, spans = np.diff(path.poses, axis=0), np.diff(path.times)
+            for value, rates in (
+                (np.linalg.norm(ways[:, :2], axis=1), group.limits.linear),
+                (np.abs(ways[:, 2]), group.limits.angular),
+            ):
+                limit = rates.velocity * spans
+                self.tally.note("velocity", value, limit, RELATIVE * limit + PRECISION)
+        # Every motion ends with the word for "stay".
+        if paths and len(paths[-1].poses) != 1:
+            self.tally.violations["refused"] += 1
+
+    def _audit_tip(self, group, rows: np.ndarray) -> None:
         period, kinematics = self._follower.period, self._follower.kinematics(group.name)
         poses = [kinematics.pose(joints) for joints in rows]
         positions = np.array([position for position, _ in poses])
@@ -318,11 +342,24 @@ def _range(group) -> tuple[np.ndarray, np.ndarray]:
     return np.full(count, -size), np.full(count, size)
 
 
+def _load(name: str) -> Embodiment:
+    body = load_embodiment(name.removesuffix(BY_PATH))
+    if not name.endswith(BY_PATH):
+        return body
+    groups = [
+        group.model_copy(update={"controller": PathController(type="path", topic="path")})
+        if group.kind == "waypoint"
+        else group
+        for group in body.actions
+    ]
+    return body.model_copy(update={"name": name, "actions": tuple(groups)})
+
+
 def tallies(ticks: int, seed: int = SEED, bodies: list[str] | None = None) -> Iterator[Tally]:
     """Run all bodies that an executor can move, each for its share of the ticks."""
     found = []
-    for name in bodies or list_embodiments():
-        body = load_embodiment(name)
+    for name in bodies or [*list_embodiments(), f"tiago_base{BY_PATH}"]:
+        body = _load(name)
         try:
             Follower(body)
         except UnsupportedGroup as error:

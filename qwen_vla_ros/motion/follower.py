@@ -17,12 +17,14 @@ from .groups import (
     Command,
     JointCommand,
     JointGroup,
+    PathCommand,
+    PathGroup,
     TipGroup,
     UnsupportedGroup,
     join,
     make_groups,
 )
-from .guard import BaseGuard, JointGuard
+from .guard import BaseGuard, JointGuard, PathGuard
 from .homing import Passage
 from .kinematics import Kinematics
 from .stop import Limits, MotionError
@@ -98,9 +100,12 @@ class Follower:
         self._moved = join(self._groups, self.period, self._look_ahead)
         others = [group for group in self._groups if not isinstance(group, JointGroup)]
         self._movers = [*([self._moved] if self._moved else []), *others]
+        self._path_groups = [group for group in self._base_groups if isinstance(group, PathGroup)]
+        self._path_guards = {group.name: PathGuard(group.name, group.velocity) for group in self._path_groups}
+        self._driven = [group for group in self._base_groups if not isinstance(group, PathGroup)]
         self._guards = [
             BaseGuard(group.name, group.velocity, group.acceleration, group.jerk, self.period)
-            for group in self._base_groups
+            for group in self._driven
         ]
         self._joint_guard = JointGuard(
             tuple(joint for group in self._joint_groups for joint in group.joints),
@@ -126,6 +131,8 @@ class Follower:
         turning = np.concatenate([group.continuous for group in self._groups])
         self.joints = History(joints, span, angles=turning)
         self.pose = History(3, span, angles=[False, False, True])
+        for group in self._path_groups:
+            group.watch(self.pose)
         self._all_ahead = all(group.looks_ahead for group in self._groups)
         self._now = -np.inf
         self.clock_jumps = 0
@@ -163,7 +170,7 @@ class Follower:
         for group, used in zip(self._groups, self._used, strict=True):
             group.start(joints[used], pose)
         self._joint_guard.start(self._commanded_joints())
-        for base, guard in zip(self._base_groups, self._guards, strict=True):
+        for base, guard in zip(self._driven, self._guards, strict=True):
             guard.start(base.commanded)
         self.timeline.clear(measured)
         self._now = now
@@ -295,7 +302,7 @@ class Follower:
         return Plan(stamp, rows, known)
 
     def step(self, now: float) -> list[Command]:
-        """Commands for the next period on the way along the chunk.
+        """Commands for the next period on the way along the chunk; a path only when there is a new one.
 
         A clock that goes back forgets the chunk: where it lies in time is unknown then.
 
@@ -310,6 +317,9 @@ class Follower:
         newest = self.pose.newest
         pose = None if newest is None else newest[1]
         for group, inner in zip(self._groups, self._inner, strict=True):
+            if isinstance(group, PathGroup):
+                group.follow(self.timeline, inner, now, pose)
+                continue
             setpoint = ahead if group.looks_ahead else here
             group.step(setpoint.position[inner], setpoint.velocity[inner], pose)
         return self._commands()
@@ -324,6 +334,12 @@ class Follower:
             group.brake()
         return self._commands()
 
+    def halt(self) -> list[Command]:
+        """The last commands, when no others can be computed: whoever drives a path is told to stay."""
+        for group in self._path_groups:
+            group.brake()
+        return [command for group in self._path_groups if (command := group.command()) is not None]
+
     def _watch(self, now: float) -> None:
         if now < self._now:
             self.clock_jumps += 1
@@ -335,9 +351,14 @@ class Follower:
         if self._moved is not None:
             self._moved.advance()
         self._joint_guard.check(self._commanded_joints())
-        for base, guard in zip(self._base_groups, self._guards, strict=True):
+        for base, guard in zip(self._driven, self._guards, strict=True):
             guard.check(base.commanded)
-        return [group.command() for group in self._groups]
+        commands = [command for group in self._groups if (command := group.command()) is not None]
+        if self._path_groups:
+            for command in commands:
+                if isinstance(command, PathCommand):
+                    self._path_guards[command.group].check(command.poses, command.times)
+        return commands
 
     def _commanded_joints(self) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(group.commanded for group in self._joint_groups)])
@@ -373,6 +394,7 @@ __all__ = [
     "Follower",
     "JointCommand",
     "MotionError",
+    "PathCommand",
     "Plan",
     "UnsupportedGroup",
 ]

@@ -13,10 +13,11 @@ import numpy as np
 from qwen_vla_ros.embodiment import Embodiment
 
 from . import rotations
-from .base import BaseTracker, VelocityRamp, compose, relative_to, wrap
+from .base import BaseTracker, History, VelocityRamp, compose, relative_to, wrap
 from .kinematics import Kinematics, KinematicsError, UrdfKinematics, approach
+from .route import REACTION, PathCommand, Route
 from .stop import AxisState, Escape, Limits, MotionError
-from .timeline import ChunkRefused
+from .timeline import ChunkRefused, Timeline
 from .tracking import JointTracker
 
 JOINT_KINDS = ("joint_position", "gripper", "hand")
@@ -66,7 +67,7 @@ class BaseCommand:
     velocity: np.ndarray
 
 
-Command = JointCommand | BaseCommand
+Command = JointCommand | BaseCommand | PathCommand
 
 
 class Joints:
@@ -438,6 +439,10 @@ class _Base:
             linear, angular = getattr(group.limits.linear, name), getattr(group.limits.angular, name)
             setattr(self, name, share * [*([linear] * (len(share) - 1)), angular])
 
+
+class _DrivenBase(_Base):
+    """A base that is told velocities."""
+
     @property
     def commanded(self) -> np.ndarray:
         """Last velocity. Shape (n,)."""
@@ -447,16 +452,31 @@ class _Base:
         return BaseCommand(self.name, self.commanded)
 
 
-class WaypointGroup(_Base):
-    """Waypoints of a base, followed by feedback on odometry. Inside: x, y [m], yaw [rad] in its frame."""
+class _Waypoints(_Base):
+    """Waypoints of a base. Inside: x, y [m], yaw [rad] in the odometry frame."""
 
     needs_pose = True
     width = 3
 
+    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        return np.full(3, np.nan) if pose is None else pose
+
+    def here(self, pose: np.ndarray | None) -> np.ndarray:
+        """Where the base is measured. Shape (3,)."""
+        return self.observe(np.zeros(0), pose)
+
+    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
+        return compose(origin, rows), origin
+
+    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        return relative_to(origin, rows)
+
+
+class WaypointGroup(_Waypoints, _DrivenBase):
+    """Waypoints that are followed by feedback on odometry."""
+
     def __init__(self, group: Any, period: float):
         super().__init__(group)
-        if group.controller.type == "path":
-            raise UnsupportedGroup(f"group {group.name}: a path is driven by whoever takes it, not from here")
         self._tracker = BaseTracker(self.velocity, self.acceleration, self.jerk, period)
 
     @property
@@ -472,21 +492,8 @@ class WaypointGroup(_Base):
     def resting(self) -> bool:
         return self._tracker.ramp.resting
 
-    def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
-        return np.full(3, np.nan) if pose is None else pose
-
-    def here(self, pose: np.ndarray | None) -> np.ndarray:
-        """Where the base is measured. Shape (3,)."""
-        return self.observe(np.zeros(0), pose)
-
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._tracker.ramp.reset()
-
-    def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
-        return compose(origin, rows), origin
-
-    def express(self, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
-        return relative_to(origin, rows)
 
     def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
         if pose is None:
@@ -497,7 +504,58 @@ class WaypointGroup(_Base):
         self._tracker.brake()
 
 
-class BaseVelocityGroup(_Base):
+class PathGroup(_Waypoints):
+    """Waypoints that are handed over as a path: somebody else drives.
+
+    Only the velocity of the limits is ours to keep; the rest is the driver's.
+    """
+
+    def __init__(self, group: Any, period: float):
+        super().__init__(group)
+        braking = (self.velocity / self.acceleration + self.acceleration / self.jerk).max()
+        self._route = Route(group.name, self.velocity, braking + REACTION, period)
+        self._odometry, self._period = History(3, 0.0), period
+
+    def watch(self, odometry: History) -> None:
+        """Where the base is read from."""
+        self._odometry = odometry
+
+    @property
+    def clamps(self) -> np.ndarray:
+        return self._route.clamps
+
+    @property
+    def resting(self) -> bool:
+        return self._route.resting
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self._route.reset()
+
+    def follow(self, timeline: Timeline, inner: slice, now: float, pose: np.ndarray | None) -> None:
+        """Hand over the rows that lie ahead, where that says something new; past the last one, stay.
+
+        Args:
+            inner: own channels in the timeline.
+            pose: where the base is measured. Shape (3,).
+        """
+        if pose is None:
+            raise MotionError(f"base {self.name}: no odometry")
+        times = timeline.ahead(now + self._period)
+        if not len(times):
+            self.brake()
+        elif self._route.due(now, timeline.stamp, len(times)):
+            rows = np.array([timeline.sample(time).position[inner] for time in times])
+            self._route.lead(now, timeline.stamp, times, rows, pose)
+
+    def brake(self) -> None:
+        self._route.stay(self._odometry)
+
+    def command(self) -> PathCommand | None:
+        """What is to be said now, if anything."""
+        return self._route.take()
+
+
+class BaseVelocityGroup(_DrivenBase):
     """Velocity of a base. Inside: v, where it is omnidirectional also sideways [m/s], and w [rad/s]."""
 
     needs_pose = False
@@ -543,7 +601,7 @@ class BaseVelocityGroup(_Base):
         self._ramp.brake()
 
 
-AnyGroup = JointGroup | TipGroup | WaypointGroup | BaseVelocityGroup
+AnyGroup = JointGroup | TipGroup | WaypointGroup | PathGroup | BaseVelocityGroup
 
 
 def joint_limits(limits: Any, continuous: np.ndarray) -> Limits:
@@ -580,7 +638,8 @@ def make_groups(
         if group.kind in JOINT_KINDS:
             groups.append(JointGroup(group))
         elif group.kind == "waypoint":
-            groups.append(WaypointGroup(group, period))
+            path = group.controller.type == "path"
+            groups.append(PathGroup(group, period) if path else WaypointGroup(group, period))
         elif group.kind == "base_velocity":
             groups.append(BaseVelocityGroup(group, period))
         else:

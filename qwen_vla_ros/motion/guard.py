@@ -118,6 +118,36 @@ class BaseGuard:
         self._path = path
 
 
+class PathGuard:
+    """Poses of a path: numbers, none further from the one before than the base may go in the time between.
+
+    Args:
+        name: for messages.
+        velocity: limits of the way [m/s] and of the turn [rad/s]. Shape (2,).
+    """
+
+    def __init__(self, name: str, velocity):
+        self._name, self._velocity = name, np.array(velocity, dtype=float)
+
+    def check(self, poses, times) -> None:
+        """Raises MotionError if poses, shape (n, 3), due at times [s], shape (n,), break a limit."""
+        if not (np.isfinite(poses).all() and np.isfinite(times).all()):
+            raise MotionError(
+                f"path of base {self._name} is not finite: {poses.tolist()} at {times.tolist()}"
+            )
+        spans, ways = np.diff(times), np.diff(poses, axis=0)
+        if (spans < 0).any():
+            raise MotionError(f"path of base {self._name} goes back in time: {times.tolist()}")
+        far = np.column_stack([np.hypot(ways[:, 0], ways[:, 1]), np.abs(ways[:, 2])])
+        most = spans[:, None] * self._velocity
+        over = far - most
+        if (over > ROUNDING * self._velocity + PRECISION).any():
+            raise MotionError(
+                f"path of base {self._name} exceeds its velocity limit: a pose is {over.max():.3g} too far "
+                "from the one before"
+            )
+
+
 def _quotients(order: int, period: float) -> np.ndarray:
     """Rows that make, of the newest `order + 1` samples, difference quotients of order 0 to `order`."""
     rows = np.zeros((order + 1, order + 1))

@@ -180,6 +180,11 @@ class Timeline:
         """Time until the last row is due [s]; negative past it, -inf without a chunk."""
         return float(self._curves[-1].knots[-1] - now)
 
+    def ahead(self, now: float) -> np.ndarray:
+        """When the rows of the newest chunk that have not passed are due [s]. Shape (n,)."""
+        due = self._curves[-1].knots[1:]
+        return due[due > now]
+
     @property
     def stamp(self) -> float:
         """Capture time of the newest chunk [s]; -inf without one."""

@@ -173,7 +173,7 @@ class Conductor:
             elif self.state == State.STATE_STOPPED:
                 self._stay(task, now)
         except MotionError as error:
-            # Nothing is written any more: controllers hold their last set-point.
+            # No set-point is written any more: controllers hold their last one.
             self._fault(str(error))
 
     def _watch(self, task: ActiveTask, now: float) -> None:
@@ -431,6 +431,8 @@ class Conductor:
     def _fault(self, reason: str) -> None:
         trouble = Trouble(Result.CHUNK_INVALID, reason)
         self._log.error(f"refusing to move until ~/reset: {reason}")
+        # Whoever has a path would go on along it.
+        self._write(self.follower.halt(), self.now)
         if self.task is not None:
             self._finish(self.task, trouble)
         self.set_state(State.STATE_FAULT, trouble)
@@ -438,8 +440,8 @@ class Conductor:
     def _write(self, commands: list[Command], now: float) -> None:
         for command in commands:
             self.watchdog.note(command)
-        if not self._writers:
-            return  # a dry run
+        if not self._writers or not commands:
+            return  # a dry run, or nothing new to say
         stamp = self._node.stamp(now) if self._stamped else None
         for command in commands:
             self._writers[command.group].write(command, stamp)

@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
+from nav_msgs.msg import Path
 from rclpy.action import ActionClient
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from qwen_vla_ros.motion import rotations
-from qwen_vla_ros.motion.follower import BaseCommand, Command, JointCommand
+from qwen_vla_ros.motion.follower import BaseCommand, Command, JointCommand, PathCommand
 
 from . import qos
+from .transforms import quaternion_from_euler
 
 # A goal holds the commands of this long: actions are no streams [s].
 GOAL_PERIOD = 0.1
@@ -60,11 +63,16 @@ def make_writer(node: Node, group: Any, period: float) -> TopicWriter | ActionWr
 
 
 class _Messages:
-    """Commands of one group as messages."""
+    """Commands of one group as messages.
+
+    Attributes:
+        odometry_frame: of paths.
+    """
 
     def __init__(self, group: Any, period: float):
         self._names = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
         self._frame = getattr(group, "frame", "")
+        self.odometry_frame = "odom"
         self._period = period
         point = JointTrajectoryPoint(time_from_start=_duration(period))
         self._trajectory = JointTrajectory(joint_names=self._names, points=[point])
@@ -105,6 +113,21 @@ class _Messages:
     def twist_stamped(self, command: BaseCommand, stamp: Any) -> TwistStamped:
         return self._stamped(TwistStamped(twist=self.twist(command, stamp)), stamp)
 
+    def path(self, command: PathCommand, stamp: Any) -> Path:
+        """Poses that lie ahead, each with the time when it is due."""
+        path = Path()
+        path.header.stamp, path.header.frame_id = stamp, self.odometry_frame
+        begin = Time.from_msg(stamp).nanoseconds
+        for (x, y, yaw), after in zip(command.poses.tolist(), command.times.tolist(), strict=True):
+            message = PoseStamped()
+            message.header.stamp = Time(nanoseconds=begin + round(1e9 * after)).to_msg()
+            message.header.frame_id = self.odometry_frame
+            message.pose.position = Point(x=x, y=y, z=0.0)
+            qx, qy, qz, qw = map(float, quaternion_from_euler(0.0, 0.0, yaw))
+            message.pose.orientation = Quaternion(x=qx, y=qy, z=qz, w=qw)
+            path.poses.append(message)
+        return path
+
     def pose(self, command: JointCommand, stamp: Any) -> PoseStamped:
         message = self._stamped(PoseStamped(), stamp)
         x, y, z, qw, qx, qy, qz = command.pose.tolist()
@@ -139,6 +162,7 @@ _TOPICS: dict[str, Any] = {
     "joint_state": (JointState, _Messages.joint_state),
     "cartesian_pose": (PoseStamped, _Messages.pose),
     "cartesian_twist": (TwistStamped, _Messages.tip_twist),
+    "path": (Path, _Messages.path),
     "diff_drive": ((Twist, _Messages.twist), (TwistStamped, _Messages.twist_stamped)),
     "omni_drive": ((Twist, _Messages.twist), (TwistStamped, _Messages.twist_stamped)),
 }
@@ -158,8 +182,8 @@ class TopicWriter:
         self.stamped = self.kind not in ("joint_trajectory", "forward_command")
         choice = _TOPICS[self.kind]
         message_type, make = choice[group.controller.stamped] if self.kind.endswith("_drive") else choice
-        messages = _Messages(group, period)
-        self._make: Callable[[Any, Any], Any] = make.__get__(messages)
+        self._messages = _Messages(group, period)
+        self._make: Callable[[Any, Any], Any] = make.__get__(self._messages)
         self._publisher = node.create_publisher(message_type, group.controller.topic, qos.COMMAND)
         self.topic = self._publisher.topic_name
 
@@ -170,6 +194,10 @@ class TopicWriter:
 
     def write(self, command: Command, stamp: Any) -> None:
         self._publisher.publish(self._make(command, stamp))
+
+    def hear_frame(self, odometry: str) -> None:
+        """Frame in which the base is measured; where a message names none, it is the one before."""
+        self._messages.odometry_frame = odometry or self._messages.odometry_frame
 
     def destroy(self, node: Node) -> None:
         node.destroy_publisher(self._publisher)

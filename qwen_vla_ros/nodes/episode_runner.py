@@ -332,7 +332,7 @@ class EpisodeRunner(Node):
         yaw = 2.0 * np.arctan2(pose.orientation.z, pose.orientation.w)
         row = np.array([pose.position.x, pose.position.y, yaw])
         for group in self._embodiment.actions:
-            if group.controller.type == "diff_drive":
+            if group.controller.type in ("diff_drive", "path"):
                 self._episode.measured.setdefault(group.name, Series()).add(
                     _seconds(message.header.stamp), row
                 )

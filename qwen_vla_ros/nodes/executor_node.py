@@ -150,6 +150,7 @@ class ExecutorNode(BodyNode):
                 self._writers[group.name] = make_writer(self, group, self._follower.period)
         except UnsupportedController as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        self._path_writers = [writer for writer in self._writers.values() if writer.kind == "path"]
         dry_run = self.value("dry_run")
         check_executor(self, embodiment, dry_run)
         self._take_priority(self.value("realtime_priority"))
@@ -314,6 +315,8 @@ class ExecutorNode(BodyNode):
         pose = message.pose.pose
         value = [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
         if np.isfinite(value).all():
+            for writer in self._path_writers:
+                writer.hear_frame(message.header.frame_id)
             self._follower.pose.add(seconds(message.header.stamp), value)
         else:
             self.get_logger().warning(f"odometry holds {value}, dropped", throttle_duration_sec=1.0)

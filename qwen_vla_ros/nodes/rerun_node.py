@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -39,6 +40,8 @@ TONES = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103
 LEGEND = 4
 # How long the viewer may take to listen [s].
 PATIENCE = 30.0
+# Of the line of a path that was handed over [m].
+PATH_RADIUS = 0.015
 
 
 class RerunNode(BodyNode):
@@ -102,6 +105,10 @@ class RerunNode(BodyNode):
                 kind, read = reader
                 show = partial(self._on_command, name=group.name, read=read)
                 self._listen(kind, group.controller.topic, show, qos.COMMAND)
+            elif group.controller.type == "path":
+                self._listen(
+                    PathMessage, group.controller.topic, partial(self._on_path, name=group.name), qos.COMMAND
+                )
         self._listen(MarkerArray, "visualizer/plan", self._on_markers, qos.RELIABLE)
         self._listen(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         self._listen(ExecutorStatus, "executor_status", self._on_status, qos.LATCHED)
@@ -275,6 +282,12 @@ class RerunNode(BodyNode):
     def _on_command(self, message: Any, name: str, read: Callable) -> None:
         if self._due(f"command {name}"):
             self._series(name, "commanded", self.now, read(message))
+
+    def _on_path(self, message: PathMessage, name: str) -> None:
+        places = [pose.pose.position for pose in message.poses]
+        points = [[place.x, place.y, place.z] for place in places]
+        line = self._rerun.LineStrips3D([points], radii=PATH_RADIUS)
+        self._log(["scene", "odometry", "path", name], seconds(message.header.stamp), line)
 
     def _series(self, group: str, part: str, stamp: float, values: Sequence[float]) -> None:
         self._log(["groups", group, part], stamp, self._rerun.Scalars(values))

@@ -20,6 +20,7 @@ import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
 from geometry_msgs.msg import TransformStamped, Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
 from rclpy.action import ActionServer
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -37,6 +38,7 @@ from qwen_vla_ros.sim.controllers import (
     DiffDriveController,
     ForwardCommandController,
     JointTrajectoryController,
+    PathDriver,
     SlidingDriveController,
     TrajectoryPoint,
 )
@@ -49,7 +51,7 @@ from qwen_vla_ros.srv import ResetWorld
 from . import qos
 from .images import rgb_to_encoding, rgb_to_jpeg, rgb_to_png
 from .lifecycle import declare, run, seconds
-from .transforms import quaternion_from_euler
+from .transforms import quaternion_from_euler, yaw_of
 
 try:
     from tf2_msgs.msg import TFMessage
@@ -61,6 +63,7 @@ TOPICS = {
     "joint_trajectory": JointTrajectory,
     "forward_command": Float64MultiArray,
     "joint_state": JointState,
+    "path": PathMessage,
 }
 ACTIONS = {
     "follow_joint_trajectory": "FollowJointTrajectory",
@@ -70,6 +73,7 @@ ACTIONS = {
 
 CLOCK_PERIOD = 0.005
 STATE_PERIOD = 0.01
+DRIVE_PERIOD = 0.02
 STATUS_PERIOD = 0.1
 RECORD_PERIOD = 0.05
 
@@ -193,6 +197,7 @@ class SimNode(Node):
         self._views = self._make_views()
         self._pictures = Pictures(self._world.model)
         self._controllers: dict[str, Any] = {}
+        self._path_drivers: dict[str, PathDriver] = {}
         self._make_controllers()
         self._subscribe_controllers()
         self._new_episode(
@@ -266,7 +271,7 @@ class SimNode(Node):
     def _make_controllers(self) -> None:
         """Fresh controllers that hold the robot where it is."""
         positions = dict(zip(self._world.joint_names, self._world.joint_positions, strict=True))
-        self._controllers = {}
+        self._controllers, self._path_drivers = {}, {}
         for group in self.embodiment.actions:
             kind = group.controller.type
             held = [positions[joint] for joint in getattr(group, "joints", ())]
@@ -277,7 +282,7 @@ class SimNode(Node):
                 )
             elif kind in ("forward_command", "joint_state", "gripper_command", "parallel_gripper_command"):
                 self._controllers[group.name] = ForwardCommandController(group.joints, held)
-            elif kind in ("diff_drive", "omni_drive"):
+            elif kind in ("diff_drive", "omni_drive", "path"):
                 base = self._world.body.base
                 limits = group.limits
                 linear = limits.linear.velocity, limits.linear.acceleration
@@ -289,6 +294,9 @@ class SimNode(Node):
                     self._controllers[group.name] = DiffDriveController(
                         base.radius, base.track, linear, angular
                     )
+                if kind == "path":
+                    drive = self._controllers[group.name]
+                    self._path_drivers[group.name] = PathDriver(drive, limits, DRIVE_PERIOD)
             else:
                 raise SimulationError(f"group {group.name}: no simulated controller of type {kind}")
 
@@ -422,7 +430,14 @@ class SimNode(Node):
     def _obey(self, name: str, controller: Any, message: Any, now: float) -> None:
         message = getattr(message, "trajectory", message)
         message = getattr(message, "command", message)
-        if isinstance(message, JointTrajectory):
+        if isinstance(message, PathMessage):
+            poses = [
+                (each.pose.position.x, each.pose.position.y, yaw_of(each.pose.orientation))
+                for each in message.poses
+            ]
+            times = [seconds(each.header.stamp) for each in message.poses]
+            self._path_drivers[name].accept(poses, times)
+        elif isinstance(message, JointTrajectory):
             message.joint_names = self._ours(name, message.joint_names)
             self._follow(controller, message, now)
         elif isinstance(message, Float64MultiArray):
@@ -477,6 +492,8 @@ class SimNode(Node):
     def _drive(self) -> None:
         # Set-points of the end of the step about to be made, as a controller that runs before it would write.
         then = self._world.time + CLOCK_PERIOD
+        for driver in self._path_drivers.values():
+            driver.step(self._world.time)
         for controller in self._controllers.values():
             if isinstance(controller, SlidingDriveController):
                 ahead, aside, turn = controller.sample(then)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from qwen_vla_ros.motion.base import BaseTracker
 
 
 class ControllerError(ValueError):
@@ -341,3 +344,66 @@ class SlidingDriveController(_Drive):
             self.twist = np.array([ahead, left, change[2]]) / (t - self._measured)
         if self._measured is None or t > self._measured:
             self.pose, self._measured = np.array(pose), t
+
+
+class PathDriver:
+    """What stands for a navigation stack: drives along a path, to be at each pose when it is due.
+
+    A path of one pose, and the end of a path, mean to stay.
+
+    Args:
+        drive: takes the velocities, and knows where the base is.
+        limits: of the base, as in the embodiment.
+        period: between velocities [s].
+    """
+
+    def __init__(
+        self, drive: DiffDriveController | SlidingDriveController, limits: Any, period: float
+    ) -> None:
+        linear, angular = limits.linear, limits.angular
+        self._drive, self._period = drive, period
+        self._tracker = BaseTracker(
+            (linear.velocity, angular.velocity),
+            (linear.acceleration, angular.acceleration),
+            (linear.jerk, angular.jerk),
+            period,
+        )
+        self._poses, self._times = np.zeros((0, 3)), np.zeros(0)
+        self._due = -np.inf
+
+    def accept(self, poses: np.ndarray, times: np.ndarray) -> None:
+        """Follow a path from now on.
+
+        Args:
+            poses: x, y [m], yaw [rad], where the drive counts from. Shape (n, 3).
+            times: when each is due [s]. Shape (n,).
+
+        Raises:
+            ControllerError: it is empty, not finite, or its times do not rise.
+        """
+        poses, times = np.array(poses, dtype=float).reshape(-1, 3), np.array(times, dtype=float)
+        if not len(poses) or not (np.isfinite(poses).all() and np.isfinite(times).all()):
+            raise ControllerError(f"path of {len(poses)} poses, expected some, all of numbers")
+        if (np.diff(times) <= 0).any():
+            raise ControllerError(f"times of a path do not rise: {times.tolist()}")
+        poses[:, 2] = np.unwrap(poses[:, 2])
+        self._poses, self._times = poses, times
+
+    def step(self, t: float) -> None:
+        """Tell the drive how fast to go at time t, which must not run back."""
+        if t < self._due:
+            return
+        self._due = t + self._period - 1e-9
+        if len(self._poses) > 1 and t < self._times[-1]:
+            k = min(max(int(np.searchsorted(self._times, t)), 1), len(self._times) - 1)
+            span = self._times[k] - self._times[k - 1]
+            rate = (self._poses[k] - self._poses[k - 1]) / span
+            v, w = self._tracker.step(
+                self._poses[k - 1] + rate * (t - self._times[k - 1]), rate, self._drive.pose
+            )
+        else:
+            v, w = self._tracker.brake()
+        if isinstance(self._drive, SlidingDriveController):
+            self._drive.accept((v, 0.0, w), t)
+        else:
+            self._drive.accept(v, w, t)

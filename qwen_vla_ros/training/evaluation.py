@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment, denormalise
-from qwen_vla_ros.motion.follower import BaseCommand, Follower
+from qwen_vla_ros.embodiment.schema import DiffDriveController
+from qwen_vla_ros.motion.follower import BaseCommand, Follower, JointCommand
 from qwen_vla_ros.sim import Goal, World, expert_chunk, make_world
 from qwen_vla_ros.sim.phrases import CANONICAL, phrases
 from qwen_vla_ros.training.errors import TrainingError
@@ -174,7 +175,7 @@ def run_episode(
 ) -> EpisodeResult:
     """One episode in the present scene, judged by the world's goal; `named` is what the driver is told."""
     embodiment = world.embodiment
-    follower = Follower(embodiment)
+    follower = Follower(_driven(embodiment))
     period, step = follower.period, 1.0 / embodiment.control_rate
     joints = {group.name: getattr(group, "joints", ()) for group in embodiment.actions}
     smooth = {group.name: group.kind != "gripper" for group in embodiment.actions}
@@ -200,7 +201,7 @@ def run_episode(
             if isinstance(command, BaseCommand):
                 world.set_base_velocity(*command.velocity)
                 _note(commands, command.group, world.time, command.velocity[:1], 2)
-            else:
+            elif isinstance(command, JointCommand):
                 world.set_joint_targets(dict(zip(joints[command.group], command.position, strict=True)))
                 if smooth[command.group]:
                     _note(commands, command.group, world.time, command.position, 3)
@@ -221,6 +222,18 @@ def run_episode(
         detail=outcome.detail,
         frames=[np.round(state, 5).tolist() for state in shown],
     )
+
+
+def _driven(embodiment: Embodiment) -> Embodiment:
+    """The same body, told velocities where it is told a path: here nobody follows one."""
+    drive: dict[str, Any] = {"type": "diff_drive", "stamped": True}
+    groups = [
+        group.model_copy(update={"controller": DiffDriveController(topic=group.controller.topic, **drive)})
+        if group.controller.type == "path"
+        else group
+        for group in embodiment.actions
+    ]
+    return embodiment.model_copy(update={"actions": tuple(groups)})
 
 
 def _note(

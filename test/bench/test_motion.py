@@ -15,7 +15,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 
 def test_no_command_of_a_few_hundred_breaks_a_limit():
-    for tally in tallies(400, seed=5, bodies=["koch", "tiago_base", "widowx"]):
+    for tally in tallies(400, seed=5, bodies=["koch", "tiago_base", "tiago_base:path", "widowx"]):
         assert not any(tally.violations.values()), tally
         assert tally.ticks > 20
 
@@ -26,8 +26,8 @@ def test_no_command_of_a_few_hundred_breaks_a_limit():
 def test_a_broken_limit_is_counted(change, kind):
     adversary = Adversary(load_embodiment("koch"), 1)
     adversary._tick(6)
-    arm = adversary._path[3][0]
-    adversary._path[3][0] = replace(arm, position=arm.position + change)
+    arm = adversary._path[3]["arm"]
+    adversary._path[3]["arm"] = replace(arm, position=arm.position + change)
     adversary._audit()
     assert adversary.tally.violations[kind] > 0
 

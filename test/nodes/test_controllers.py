@@ -13,12 +13,13 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
+from nav_msgs.msg import Path
 from qwen_vla_ros.action import ExecuteTask
 from rclpy.action import ActionServer, GoalResponse
 from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.motion import rotations
-from qwen_vla_ros.motion.follower import BaseCommand, JointCommand
+from qwen_vla_ros.motion.follower import BaseCommand, JointCommand, PathCommand
 from qwen_vla_ros.nodes import controllers, qos
 from qwen_vla_ros.nodes.controllers import ActionWriter, UnsupportedController, make_writer
 
@@ -73,6 +74,14 @@ def test_messages_on_topics(told):
     (twist,) = told(TwistStamped, "diff_drive", [BaseCommand("part", np.array([0.1, 0.3]))], stamped=True)
     assert (twist.twist.linear.x, twist.twist.linear.y, twist.twist.angular.z) == (0.1, 0.0, 0.3)
     assert twist.header.frame_id == "base"
+
+    route = PathCommand("part", np.array([[1.0, 2.0, 0.0], [1.0, 3.0, np.pi / 2]]), np.array([0.0, 0.5]))
+    (path,) = told(Path, "path", [route])
+    assert [path.header.frame_id, path.poses[1].header.frame_id] == ["odom", "odom"]
+    (here, there) = path.poses
+    assert (here.header.stamp, there.header.stamp) == (STAMP, Time(sec=7, nanosec=500_000_000))
+    assert (there.pose.position.x, there.pose.position.y) == (1.0, 3.0)
+    assert [there.pose.orientation.z, there.pose.orientation.w] == pytest.approx([np.sqrt(0.5)] * 2)
 
     turn = rotations.from_vector(np.array([0.0, 0.0, 0.002]))
     poses = [np.array([0.5, 0.0, 0.3, 1, 0, 0, 0]), np.array([0.501, 0.0, 0.298, *turn])]
@@ -177,5 +186,5 @@ def test_what_cannot_be_written_is_refused_with_what_to_do(ros_node, monkeypatch
         ActionWriter(ros_node, group("parallel_gripper_command"), PERIOD, SimpleNamespace())
     with pytest.raises(UnsupportedController, match="needs a `frame` other than `tip`"):
         make_writer(ros_node, group("cartesian_pose", frame="tool"), PERIOD)
-    with pytest.raises(UnsupportedController, match="type path is not written by the executor"):
-        make_writer(ros_node, group("path"), PERIOD)
+    with pytest.raises(UnsupportedController, match="type magic is not written by the executor"):
+        make_writer(ros_node, group("magic"), PERIOD)

@@ -14,8 +14,9 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 pytest.importorskip("rerun.chunk", reason="needs rerun-sdk 0.39, which reads its files")
 
 import rerun
-from geometry_msgs.msg import Point
+from geometry_msgs.msg import Point, PoseStamped
 from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 from rerun import chunk
 from sensor_msgs.msg import Image, JointState
@@ -180,6 +181,12 @@ def test_the_scene_of_a_base_moves_with_its_odometry(node):
         ["scene", "robot", "ghost", "0"],
     ]
     assert isinstance(calls[4][1], rerun.Clear)
+    route = PathMessage(poses=[PoseStamped(), PoseStamped()])
+    route.poses[1].pose.position.x = 0.5
+    node._on_path(route, "base")
+    place, line_drawn = calls[5]
+    assert place == ["scene", "odometry", "path", "base"]
+    assert line_drawn.strips.as_arrow_array().to_pylist() == [[[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]]
 
 
 def test_markers_become_shapes():

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.sim.controllers import (
     ControllerError,
     DiffDriveController,
     ForwardCommandController,
     JointTrajectoryController,
+    PathDriver,
+    SlidingDriveController,
     TrajectoryPoint,
 )
 
@@ -208,3 +211,29 @@ def test_odometry_is_exact_on_an_arc():
     controller.update_odometry(left / 0.1, right / 0.1, 2.0)
     assert controller.pose == pytest.approx([1.0, 1.0, np.pi / 2])
     assert controller.twist == pytest.approx([np.pi / 4, np.pi / 4])
+
+
+def test_a_path_is_driven_in_time_and_a_pose_alone_means_stay():
+    limits = load_embodiment("tiago_base").actions[0].limits
+    drive = SlidingDriveController((1.0, 1.0), (2.0, 2.0), aside=False)
+    driver, pose = PathDriver(drive, limits, 0.02), np.zeros(3)
+
+    def go(begin: float, end: float) -> None:
+        nonlocal pose
+        for t in np.arange(begin, end, 0.005):
+            driver.step(t)
+            v, _, w = drive.sample(t + 0.005)
+            pose = pose + 0.005 * np.array([v * np.cos(pose[2]), v * np.sin(pose[2]), w])
+            drive.update_odometry(pose, t + 0.005)
+
+    angles = np.linspace(0.0, 1.0, 5)
+    arc = np.stack([np.sin(angles), 1 - np.cos(angles), angles], axis=1)
+    driver.accept(arc, 10.0 + 4 * angles)
+    go(10.0, 12.0)
+    assert np.abs(pose - arc[2]).max() < 0.1
+    driver.accept(pose[None], [12.0])
+    go(12.0, 13.5)
+    assert drive.sample(13.5) == (0.0, 0.0, 0.0)
+    for poses, times in (([], []), ([[0.0, np.nan, 0.0]], [1.0]), (arc[:2], [1.0, 1.0])):
+        with pytest.raises(ControllerError, match="path"):
+            driver.accept(poses, times)
