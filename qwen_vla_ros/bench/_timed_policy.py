@@ -4,8 +4,7 @@
     python -m qwen_vla_ros.bench._timed_policy OUT [--ros-args ...]
 
 Images are decoded and brought to the shipped checkpoint's size as for a model. Writes OUT at its end, JSON:
-`arrivals`: capture time to callback of every image [s]; `chunks`: by capture time in microseconds, when the
-callback of the observation's last image began and how long the model took [s].
+`arrivals`: capture time to callback of every image [s]; `chunks`: `Passage` by capture time in microseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,36 @@ def microseconds(stamp: float) -> int:
     return round(stamp * 1e6)
 
 
+@dataclass(frozen=True)
+class Passage:
+    """Times of one chunk [s].
+
+    Attributes:
+        called: the callback of the observation's last image began.
+        begun: the thread of the model took it up.
+        ready: its images are decoded, at the size of the model.
+        done: the model has answered.
+        sent: the chunk is checked and published.
+    """
+
+    called: float
+    begun: float
+    ready: float
+    done: float
+    sent: float
+
+
 class _Constant(ScriptedPolicy):
     def __init__(self) -> None:
         super().__init__()
         self._preparation = Preparation.from_folder(resources.checkpoints_directory() / "qwen_vla_tiny")
-        self.took = 0.0
+        self.ready = self.done = 0.0
 
     def infer(self, observation: Observation, seed: int | None = None, plan: Any = None) -> Any:
         self._preparation.frames(list(observation.images.items()))
-        began = time.perf_counter()
+        self.ready = time.time()
         time.sleep(MODEL_TIME)
-        self.took = time.perf_counter() - began
+        self.done = time.time()
         return super().infer(observation, seed, plan)
 
 
@@ -51,7 +69,7 @@ class _Timed(PolicyNode):
         super().__init__(load=lambda *_arguments, **_options: _Constant())
         self._called: dict[tuple[str, int], float] = {}
         self.arrivals: list[float] = []
-        self.chunks: dict[int, tuple[float, float]] = {}
+        self.chunks: dict[int, Passage] = {}
 
     def configure(self, embodiment: Any) -> None:
         super().configure(embodiment)
@@ -70,8 +88,11 @@ class _Timed(PolicyNode):
             self._called[view, microseconds(seconds(message.header.stamp))]
             for view, message in views.messages.items()
         ]
+        begun = time.time()
         super()._infer(work, views)
-        self.chunks[microseconds(views.oldest)] = max(times), self._policy.took
+        self.chunks[microseconds(views.oldest)] = Passage(
+            max(times), begun, self._policy.ready, self._policy.done, time.time()
+        )
 
 
 def main() -> int:
@@ -84,15 +105,21 @@ def main() -> int:
 
     code = run(make)
     for node in made:
-        out.write_text(json.dumps({"arrivals": node.arrivals, "chunks": node.chunks}))
+        out.write_text(
+            json.dumps(
+                {
+                    "arrivals": node.arrivals,
+                    "chunks": {stamp: asdict(passage) for stamp, passage in node.chunks.items()},
+                }
+            )
+        )
     return code
 
 
-def read(path: Path) -> tuple[list[float], dict[int, tuple[float, float]]]:
+def read(path: Path) -> tuple[list[float], dict[int, Passage]]:
     """What a process wrote."""
     found = json.loads(path.read_text())
-    chunks: Iterator[tuple[str, list[float]]] = iter(found["chunks"].items())
-    return found["arrivals"], {int(stamp): (called, took) for stamp, (called, took) in chunks}
+    return found["arrivals"], {int(stamp): Passage(**times) for stamp, times in found["chunks"].items()}
 
 
 if __name__ == "__main__":
