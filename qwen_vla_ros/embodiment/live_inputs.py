@@ -35,7 +35,7 @@ def absent(subject: Subject) -> Iterator[Finding]:
     for source, topic, graph in observed(subject):
         if topic.publishers:
             continue
-        if source.prefix == "CAMERA":
+        if source.view:
             other = _other_transport(graph, topic, source)
             if other is not None:
                 yield other
@@ -77,7 +77,7 @@ def types(subject: Subject) -> Iterator[Finding]:
             continue
         kind = other[0].type
         advice = "correct the topic"
-        if {kind, source.type} == {IMAGE, COMPRESSED}:
+        if source.view and {kind, source.type} == {IMAGE, COMPRESSED}:
             transport = "compressed" if kind == COMPRESSED else "raw"
             advice = f"set transport: {transport} and encodings to match"
         yield live_finding(

@@ -54,6 +54,7 @@ class Source:
         topic: as in the YAML.
         type: of its messages.
         least, usual: rates: without the first the robot is stopped, below the second it moves worse [Hz].
+        view: of an image; empty for depth.
     """
 
     prefix: str
@@ -77,6 +78,9 @@ def sources(body: Embodiment) -> Iterator[Source]:
         yield Source(
             "CAMERA", path, camera.topic, kind, camera.max_age, least, least, camera.required, camera.view
         )
+        if camera.depth is not None:
+            path = ("cameras", k, "depth")
+            yield Source("CAMERA", path, camera.depth, IMAGE, camera.max_age, least, least, camera.required)
     age = body.state.max_age
     for k, topic in enumerate(body.state.joint_states):
         path = ("state", "joint_states", k)

@@ -114,10 +114,15 @@ def _cameras(data: dict[str, Any]) -> Iterator[Fault]:
         for k, camera in enumerate(_list(data.get("cameras")))
         if isinstance(camera, dict)
     ]
-    for key in ("view", "topic"):
-        yield from _repeated(
-            ("cameras",), [((*path, key), camera.get(key)) for path, camera in cameras], f"each {key} once"
-        )
+    topics = [
+        ((*path, key), camera[key])
+        for path, camera in cameras
+        for key in ("topic", "depth")
+        if camera.get(key) is not None
+    ]
+    views = [((*path, "view"), camera.get("view")) for path, camera in cameras]
+    for name, places in (("view", views), ("topic", topics)):
+        yield from _repeated(("cameras",), places, f"each {name} once")
     for path, camera in cameras:
         compressed = camera.get("transport", "raw") == "compressed"
         if compressed and "encodings" not in camera:

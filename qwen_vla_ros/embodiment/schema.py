@@ -110,6 +110,13 @@ class Camera(Record):
         tuple[Literal["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "jpeg", "png"], ...],
         Field(min_length=1, description="Encodings that are accepted; jpeg and png belong to compressed"),
     ] = ("rgb8", "bgr8")
+    depth: Annotated[
+        Topic | None,
+        Field(
+            description="Depth of the same pixels, for policies that use it: sensor_msgs/Image, 16UC1 in mm "
+            "or 32FC1 in m (REP 118)"
+        ),
+    ] = None
     size: Annotated[
         tuple[Annotated[StrictInt, Field(ge=1, le=8192)], ...],
         Field(min_length=2, max_length=2, description="Width and height of the published image [px]"),

@@ -21,8 +21,12 @@ except (ImportError, AttributeError):
     from .cv_bridge_adapter import CvBridge, CvBridgeError  # type: ignore[assignment]
 
 Rgb = npt.NDArray[np.uint8]
+Depth = npt.NDArray[np.float32]
 
 RAW_ENCODINGS = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+
+# Of depth, and how a pixel is written.
+DEPTH_ENCODINGS = {"16UC1": "u2", "32FC1": "f4"}
 
 _bridge = CvBridge()
 
@@ -70,6 +74,47 @@ def to_rgb(message: Any) -> Rgb:
         return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, "rgb8"))
     except (CvBridgeError, cv2.error) as error:
         raise ImageError(f"{encoding} image cannot be decoded: {error}") from error
+
+
+def to_depth(message: Image) -> Depth:
+    """Depth [m] of an Image, NaN where it is unknown. Shape (height, width), contiguous, float32.
+
+    By REP 118: 16UC1 in mm with 0 for unknown; 32FC1 in m with NaN for it, and infinities out of range.
+
+    Raises:
+        ImageError: another encoding, or too few bytes.
+    """
+    encoding = message.encoding
+    if encoding not in DEPTH_ENCODINGS:
+        raise ImageError(f"encoding {encoding!r}, expected {' or '.join(DEPTH_ENCODINGS)}")
+    kind = np.dtype(DEPTH_ENCODINGS[encoding]).newbyteorder(">" if message.is_bigendian else "<")
+    row, needed = message.width * kind.itemsize, message.step * message.height
+    if not message.height or not message.width or message.step < row or len(message.data) < needed:
+        raise ImageError(
+            f"{len(message.data)} bytes in rows of {message.step} for {message.width}x{message.height} "
+            f"{encoding}, expected at least {message.height} rows of {row}"
+        )
+    shape, strides = (message.height, message.width), (message.step, kind.itemsize)
+    pixels = np.ndarray(shape, kind, buffer=message.data, strides=strides).astype(np.float32)
+    if encoding == "16UC1":
+        pixels *= np.float32(1e-3)
+    # Nothing is nearer than the camera, whatever a driver writes for what it does not know.
+    pixels[~((pixels > 0) & (pixels < np.inf))] = np.nan
+    return pixels
+
+
+def depth_to_message(depth: Depth, header: Any) -> Image:
+    """A 32FC1 Image of depths [m]. Shape (height, width)."""
+    height, width = depth.shape
+    data = np.ascontiguousarray(depth, dtype="<f4").tobytes()
+    return Image(
+        header=header,
+        height=height,
+        width=width,
+        encoding="32FC1",
+        step=4 * width,
+        data=array.array("B", data),
+    )
 
 
 def rgb_to_encoding(rgb: Rgb, encoding: str, header: Any) -> Image:

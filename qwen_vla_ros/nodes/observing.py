@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment
 
 from .frozen import same_picture
-from .images import ImageError, Rgb, encoding_of, to_rgb
+from .images import Depth, ImageError, Rgb, encoding_of, to_depth, to_rgb
 from .lifecycle import seconds
 
 CAMERA_STALE = ExecuteTask.Result.CAMERA_STALE
@@ -42,11 +42,13 @@ class Views:
     Attributes:
         messages: by view, in the embodiment's order.
         oldest, newest: capture times [s].
+        depths: by view, of cameras that have a depth topic.
     """
 
     messages: dict[str, Any]
     oldest: float
     newest: float
+    depths: dict[str, Any] = field(default_factory=dict)
 
     @property
     def skew(self) -> float:
@@ -55,12 +57,13 @@ class Views:
 
 
 class Inbox:
-    """The newest image message of every camera. `keep` is all that an image callback does."""
+    """The newest image and depth of every camera. `keep` is all that an image callback does."""
 
     def __init__(self, embodiment: Embodiment):
         self._embodiment = embodiment
         self._lock = threading.Lock()
         self._newest: dict[str, Any] = {}
+        self._depths: dict[str, Any] = {}
         self._frames = {camera.view: 0 for camera in embodiment.cameras}
         # Capture time of the first message with the newest picture [s].
         self._drawn: dict[str, float] = {}
@@ -79,6 +82,22 @@ class Inbox:
                 self._frozen.pop(view, None)
         self.arrived.set()
 
+    def keep_depth(self, view: str, message: Any) -> None:
+        with self._lock:
+            self._depths[view] = message
+        self.arrived.set()
+
+    @property
+    def unheard(self) -> bool:
+        """A required camera has sent nothing yet, or no depth."""
+        with self._lock:
+            return any(
+                not self._frames[camera.view]
+                or (camera.depth is not None and camera.view not in self._depths)
+                for camera in self._embodiment.cameras
+                if camera.required
+            )
+
     def unchanged(self) -> dict[str, tuple[float, float]]:
         """First and last capture time [s] under which each view sent its newest picture."""
         with self._lock:
@@ -93,6 +112,7 @@ class Inbox:
         """Forget images and counts."""
         with self._lock:
             self._newest.clear()
+            self._depths.clear()
             self._frames = dict.fromkeys(self._frames, 0)
             self._drawn.clear()
             self._frozen.clear()
@@ -107,55 +127,70 @@ class Inbox:
 
     def views(self, now: float, began: float) -> Views:
         """Images captured after `began` [s], none older or newer than its camera allows, none frozen, all
-        captured together.
+        captured together. Depth counts as an image: a view has both, or is left out if it is optional.
 
         Raises:
             NotObserved: CAMERA_STALE, naming camera, topic and what is wrong.
         """
         with self._lock:
-            newest, frozen = dict(self._newest), dict(self._frozen)
-        messages, stamps = {}, {}
+            newest, depths, frozen = dict(self._newest), dict(self._depths), dict(self._frozen)
+        # Capture times by view: of the image, then of depth.
+        stamps: dict[str, list[float]] = {}
         for camera in self._embodiment.cameras:
-            message = newest.get(camera.view)
-            stamp = -math.inf if message is None else seconds(message.header.stamp)
-            trouble = None
-            if message is None:
-                trouble = "nothing received"
-            elif stamp < began:
-                trouble = "no image captured since the task began"
-            elif now - stamp > camera.max_age:
-                trouble = f"newest image is {now - stamp:.2f} s old, allowed {camera.max_age} s"
-            elif stamp - now > camera.max_age:
-                ahead = stamp - now
-                trouble = (
-                    f"newest image is stamped {ahead:.2f} s ahead of the clock, allowed {camera.max_age} s"
-                )
-            elif camera.view in frozen:
-                trouble = frozen[camera.view]
-            if trouble is None:
-                messages[camera.view], stamps[camera.view] = message, stamp
-            elif camera.required:
-                raise NotObserved(CAMERA_STALE, f"camera {camera.view} on {camera.topic}: {trouble}")
-        self._drop_skewed_optional(messages, stamps)
-        oldest, latest = min(stamps.values()), max(stamps.values())
+            parts = [(f"camera {camera.view} on {camera.topic}", newest.get(camera.view))]
+            if camera.depth is not None:
+                parts.append((f"depth of camera {camera.view} on {camera.depth}", depths.get(camera.view)))
+            found = []
+            for place, (name, message) in enumerate(parts):
+                trouble = _stale(message, now, began, camera.max_age)
+                if trouble is None and not place:
+                    trouble = frozen.get(camera.view)
+                if trouble is None:
+                    found.append(seconds(message.header.stamp))
+                elif camera.required:
+                    raise NotObserved(CAMERA_STALE, f"{name}: {trouble}")
+            if len(found) == len(parts):
+                stamps[camera.view] = found
+        self._drop_skewed_optional(stamps)
+        oldest, latest = min(map(min, stamps.values())), max(map(max, stamps.values()))
         if latest - oldest > self._embodiment.max_camera_skew:
-            slow = min(stamps, key=stamps.__getitem__)
+            slow = min(stamps, key=lambda view: min(stamps[view]))
+            part = "depth of camera" if stamps[slow].index(oldest) else "camera"
             raise NotObserved(
                 CAMERA_STALE,
-                f"camera {slow} lags {latest - oldest:.3f} s behind the newest, "
+                f"{part} {slow} lags {latest - oldest:.3f} s behind the newest, "
                 f"allowed {self._embodiment.max_camera_skew} s",
             )
-        return Views(messages, oldest, latest)
+        return Views(
+            {view: newest[view] for view in stamps},
+            oldest,
+            latest,
+            {view: depths[view] for view, times in stamps.items() if len(times) > 1},
+        )
 
-    def _drop_skewed_optional(self, messages: dict[str, Any], stamps: dict[str, float]) -> None:
-        required = [stamps[c.view] for c in self._embodiment.cameras if c.required]
+    def _drop_skewed_optional(self, stamps: dict[str, list[float]]) -> None:
+        required = [stamp for c in self._embodiment.cameras if c.required for stamp in stamps[c.view]]
         limit = self._embodiment.max_camera_skew
         for camera in self._embodiment.cameras:
             if camera.required or camera.view not in stamps:
                 continue
-            stamp = stamps[camera.view]
-            if max(*required, stamp) - min(*required, stamp) > limit:
-                del messages[camera.view], stamps[camera.view]
+            times = [*required, *stamps[camera.view]]
+            if max(times) - min(times) > limit:
+                del stamps[camera.view]
+
+
+def _stale(message: Any, now: float, began: float, max_age: float) -> str | None:
+    """Why an image is of no use now, or None."""
+    if message is None:
+        return "nothing received"
+    stamp = seconds(message.header.stamp)
+    if stamp < began:
+        return "no image captured since the task began"
+    if now - stamp > max_age:
+        return f"newest image is {now - stamp:.2f} s old, allowed {max_age} s"
+    if stamp - now > max_age:
+        return f"newest image is stamped {stamp - now:.2f} s ahead of the clock, allowed {max_age} s"
+    return None
 
 
 def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
@@ -187,8 +222,39 @@ def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
                 f"{where}: size {rgb.shape[1]}x{rgb.shape[0]}, expected {width}x{height}",
                 lasting=True,
             )
-        images[view] = np.ascontiguousarray(np.rot90(rgb, -camera.rotate // 90)) if camera.rotate else rgb
+        images[view] = _turned(rgb, camera)
     return images
+
+
+def decode_depth(embodiment: Embodiment, views: Views) -> dict[str, Depth]:
+    """Depth [m] by view, NaN where it is unknown, checked and turned as its image. Shapes (height, width).
+
+    Raises:
+        NotObserved: IMAGE_INVALID, naming camera, found and expected.
+    """
+    cameras = {camera.view: camera for camera in embodiment.cameras}
+    depths = {}
+    for view, message in views.depths.items():
+        camera = cameras[view]
+        width, height = camera.size
+        where = f"depth of camera {view} on {camera.depth}"
+        try:
+            depth = to_depth(message)
+        except ImageError as error:
+            raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
+        if depth.shape != (height, width):
+            raise NotObserved(
+                IMAGE_INVALID,
+                f"{where}: size {depth.shape[1]}x{depth.shape[0]}, expected {width}x{height}, "
+                "registered to the image",
+                lasting=True,
+            )
+        depths[view] = _turned(depth, camera)
+    return depths
+
+
+def _turned(pixels: Any, camera: Any) -> Any:
+    return np.ascontiguousarray(np.rot90(pixels, -camera.rotate // 90)) if camera.rotate else pixels
 
 
 def check_chunk(chunk: np.ndarray, embodiment: Embodiment) -> None:

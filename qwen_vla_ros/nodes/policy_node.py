@@ -28,7 +28,7 @@ from .configuration_checkup import check_policy
 from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
-from .observing import Inbox, NotObserved, check_chunk, decode
+from .observing import Inbox, NotObserved, check_chunk, decode, decode_depth
 from .priority import LIFE, run_first
 
 Result = ExecuteTask.Result
@@ -185,6 +185,9 @@ class PolicyNode(BodyNode):
                     qos.IMAGE,
                 )
             )
+            if camera.depth is not None:
+                keep_depth = partial(self._inbox.keep_depth, camera.view)
+                self._entities.append(self.create_subscription(Image, camera.depth, keep_depth, qos.IMAGE))
         if self._reads_state:
             for topic in self.embodiment.state.joint_states:
                 keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
@@ -229,33 +232,33 @@ class PolicyNode(BodyNode):
                 self.destroy_lifecycle_publisher(publisher)
 
     def _find_cameras(self, embodiment: Embodiment, deadline: float) -> None:
-        """Wait until every required camera has a publisher of the right type."""
-        missing = [camera for camera in embodiment.cameras if camera.required]
+        """Wait until every required camera has a publisher of the right type, and its depth one, too."""
+        required = [camera for camera in embodiment.cameras if camera.required]
+        missing = [(camera, camera.topic, _image_type(camera)) for camera in required]
+        missing += [(camera, camera.depth, Image) for camera in required if camera.depth is not None]
         while True:
-            missing = [
-                camera for camera in missing if not self._has_publisher(camera.topic, _image_type(camera))
-            ]
+            missing = [absent for absent in missing if not self._has_publisher(*absent[1:])]
             if not missing:
                 return
             if time.monotonic() >= deadline or self.ending.wait(0.05):
                 break
-        raise ConfigurationError("; ".join(self._explain_absence(camera) for camera in missing))
+        raise ConfigurationError("; ".join(self._explain_absence(*absent) for absent in missing))
 
     def _has_publisher(self, topic: str, message_type: type) -> bool:
         wanted = _type_name(message_type)
         return any(info.topic_type == wanted for info in self.get_publishers_info_by_topic(topic))
 
-    def _explain_absence(self, camera: Any) -> str:
-        topic = self.resolve_topic_name(camera.topic)
-        wanted = _type_name(_image_type(camera))
+    def _explain_absence(self, camera: Any, name: str, message_type: type) -> str:
+        topic, wanted = self.resolve_topic_name(name), _type_name(message_type)
+        part = "depth of camera" if name == camera.depth else "camera"
         text = (
-            f"camera {camera.view}: nobody publishes {wanted} on {topic} "
+            f"{part} {camera.view}: nobody publishes {wanted} on {topic} "
             f"(waited {self.value('camera_timeout')} s)"
         )
         suffix = "/compressed"
         # image_transport's naming: the compressed images of TOPIC are on TOPIC/compressed.
         other = topic + suffix if camera.transport == "raw" else topic.removesuffix(suffix)
-        for name in dict.fromkeys((topic, other)):
+        for name in dict.fromkeys((topic, other)) if part == "camera" else ():
             for info in self.get_publishers_info_by_topic(name):
                 if info.topic_type != wanted and info.topic_type.endswith("Image"):
                     transport = "compressed" if camera.transport == "raw" else "raw"
@@ -372,10 +375,8 @@ class PolicyNode(BodyNode):
             if math.isnan(work.waiting_since):
                 work.waiting_since = now
             # A camera that has sent nothing yet may still be connecting.
-            frames = self._inbox.counts(now)[1]
-            silent = any(c.required and not n for c, n in zip(self.embodiment.cameras, frames, strict=True))
             patience = self.value("stale_timeout")
-            if silent:
+            if self._inbox.unheard:
                 patience = max(patience, self.value("camera_timeout"))
             if now - work.waiting_since > patience:
                 self._give_up(work, trouble)
@@ -418,7 +419,8 @@ class PolicyNode(BodyNode):
         began = time.perf_counter()
         images = decode(self.embodiment, views)
         seed = self.value("seed")
-        observation = Observation(images, work.instruction, views.oldest, self._state())
+        depth = decode_depth(self.embodiment, views)
+        observation = Observation(images, work.instruction, views.oldest, self._state(), depth)
         options = {} if (plan := self._plan(work, views.oldest)) is None else {"plan": plan}
         chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks, **options)
         check_chunk(chunk, self.embodiment)

@@ -28,16 +28,19 @@ class Observation:
     Attributes:
         images: RGB by view. Each uint8, shape (h, w, 3), any size.
         instruction: What to do.
-        stamp: Capture time of the oldest image [s].
+        stamp: Capture time of the oldest image, depth included [s].
         state: In the order and the units of the embodiment's channels; None where neither prompt nor policy
             needs one. NaN in channels that are no joints.
             Shape (c,).
+        depth: Distance along the optical axis [m] by view, of the same pixels as the image; NaN where it is
+            unknown. Of the views whose camera has a depth topic; ours use none. Each float32, shape (h, w).
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     instruction: str
     stamp: float
     state: NDArray[np.float64] | None = None
+    depth: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

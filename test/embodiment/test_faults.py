@@ -269,6 +269,12 @@ OTHER_CASES = {
         "second time",
         "each topic once",
     ),
+    "depth on the topic of the image": (
+        PANDA.replace("max_camera_skew", "    depth: camera/ego/image_raw\nmax_camera_skew"),
+        "cameras[0].depth",
+        "second time",
+        "each topic once",
+    ),
     "waypoints without odometry": (
         TIAGO.replace("odometry: mobile_base_controller/odom", "joint_states: []"),
         "state.odometry",

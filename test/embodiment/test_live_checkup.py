@@ -24,7 +24,7 @@ from qwen_vla_ros.embodiment.graph_facts import (
 )
 from qwen_vla_ros.embodiment.live_checkup import LIVE, examine_live
 from qwen_vla_ros.embodiment.live_codes import CODES
-from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, OWN, command_type, sources
+from qwen_vla_ros.embodiment.live_topics import COMPRESSED, DESCRIPTION, OWN, command_type, sources
 
 HERE = Path(__file__).parent
 PANDA = load_embodiment("franka_panda")
@@ -90,6 +90,8 @@ def environment(**changes):
 
 
 BIG = PANDA.model_copy(update={"cameras": (PANDA.cameras[0].model_copy(update={"size": (640, 480)}),)})
+DEPTH = "camera/ego/depth"
+SEEING = PANDA.model_copy(update={"cameras": (PANDA.cameras[0].model_copy(update={"depth": DEPTH}),)})
 CLOCK = with_topic(sound(PANDA), "/clock", publishers=(Endpoint("/world", "rosgraph_msgs/msg/Clock"),))
 ODOM = BASE.state.odometry
 # What no test over DDS brings about: code, body, graph, words of found or expected, of the advice, warning
@@ -122,6 +124,22 @@ CASES = [
         with_topic(sound(BASE), ODOM, publishers=()),
         "no publisher",
         "start the driver",
+        False,
+    ),
+    (
+        "CAMERA_UNPUBLISHED",
+        SEEING,
+        with_topic(sound(SEEING), DEPTH, publishers=()),
+        "msg/Image",
+        "driver",
+        False,
+    ),
+    (
+        "CAMERA_TYPE",
+        SEEING,
+        with_topic(sound(SEEING), DEPTH, publishers=(Endpoint("/driver", COMPRESSED),)),
+        "CompressedImage from /driver",
+        "correct the topic",
         False,
     ),
     ("ODOMETRY_SILENT", BASE, replace(sound(BASE), odometry=Odometry()), "nothing from", "log", False),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node around a model with a fault that no checkpoint can be made to have.
 
-Argument, and text on `policy/mode` from then on: sound | wave | nan | shape | range | raises | hangs.
-`wave` swings all joints. The last five go wrong at the third chunk of the mode.
+Argument, and text on `policy/mode` from then on: sound | wave | depth | nan | shape | range | raises | hangs.
+`wave` swings all joints, `depth` insists on it. The last five go wrong at the third chunk of the mode.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Double:
         if self._mode == "wave":
             due = observation.stamp + np.arange(1, len(chunk) + 1) / self._body.control_rate
             chunk += np.sin(2 * due)[:, None]
+        if self._mode == "depth" and not (observation.depth["ego"] == np.float32(0.75)).all():
+            raise ValueError(f"depth: found {observation.depth}")
         if self._calls >= 3:
             if self._mode == "nan":
                 chunk[3, 2] = np.nan

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory
 
@@ -20,8 +20,8 @@ from qwen_vla_ros import resources
 from qwen_vla_ros.embodiment import list_embodiments, load_embodiment
 from qwen_vla_ros.motion.follower import Follower, JointCommand
 from qwen_vla_ros.nodes.controllers import TopicWriter, UnsupportedController, make_writer
-from qwen_vla_ros.nodes.images import rgb_to_encoding
-from qwen_vla_ros.nodes.observing import Views, decode
+from qwen_vla_ros.nodes.images import depth_to_message, rgb_to_encoding
+from qwen_vla_ros.nodes.observing import Inbox, NotObserved, Views, decode, decode_depth
 
 ACTIONS = ("follow_joint_trajectory", "gripper_command", "parallel_gripper_command")
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -44,6 +44,44 @@ def test_images_are_turned_clockwise(tmp_path, degrees):
     corner = {0: (0, 0), 90: (0, -1), 180: (-1, -1), 270: (-1, 0)}[degrees]
     np.testing.assert_array_equal(seen[corner], RGB[0, 0])
     assert seen.shape == ((4, 6, 3) if degrees % 180 == 0 else (6, 4, 3))
+
+
+def test_depth_is_turned_as_its_image_and_refused_at_another_size(tmp_path):
+    body = with_camera(tmp_path, "\n    depth: camera/ego/depth\n    rotate: 90")
+    depth = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+    message = depth_to_message(depth, Header())
+    seen = decode_depth(body, Views({}, 0.0, 0.0, {"ego": message}))["ego"]
+    np.testing.assert_array_equal(seen, np.rot90(depth, -1))
+    small = depth_to_message(depth[:, :3], Header())
+    with pytest.raises(NotObserved, match="depth of camera ego on camera/ego/depth: size 3x4, expected 6x4"):
+        decode_depth(body, Views({}, 0.0, 0.0, {"ego": small}))
+
+
+def test_depth_is_as_fresh_as_its_image_or_there_is_no_observation(tmp_path):
+    body = with_camera(tmp_path, "\n    depth: camera/ego/depth")
+    inbox = Inbox(body)
+
+    def taken(sec: float) -> Image:
+        return Image(header=Header(stamp=Time(sec=int(sec), nanosec=round(sec % 1 * 1e9))))
+
+    def refused() -> str:
+        with pytest.raises(NotObserved) as refusal:
+            inbox.views(10.3, 9.0)
+        return str(refusal.value)
+
+    inbox.keep("ego", taken(10.2))
+    assert inbox.unheard
+    assert refused() == "depth of camera ego on camera/ego/depth: nothing received"
+    inbox.keep_depth("ego", taken(9.5))
+    assert "depth of camera ego on camera/ego/depth: newest image is 0.80 s old" in refused()
+    inbox.keep_depth("ego", taken(10.0))
+    assert "depth of camera ego lags 0.200 s behind the newest" in refused()
+    inbox.keep_depth("ego", taken(10.15))
+    views = inbox.views(10.3, 9.0)
+    assert not inbox.unheard
+    assert (views.oldest, views.newest, list(views.depths)) == (10.15, 10.2, ["ego"])
+    inbox.clear()
+    assert inbox.unheard
 
 
 def test_names_in_messages_are_those_of_the_controller():

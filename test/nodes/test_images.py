@@ -20,10 +20,12 @@ from std_msgs.msg import Header
 from qwen_vla_ros.nodes.cv_bridge_adapter import CvBridge, CvBridgeError
 from qwen_vla_ros.nodes.images import (
     ImageError,
+    depth_to_message,
     encoding_of,
     rgb_to_encoding,
     rgb_to_jpeg,
     rgb_to_png,
+    to_depth,
     to_rgb,
 )
 from qwen_vla_ros.nodes.transforms import euler_from_quaternion, quaternion_from_euler, yaw_of
@@ -42,6 +44,35 @@ def test_colour_encodings_come_back_unchanged(encoding):
     back = to_rgb(message)
     assert back.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(back, RGB)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_depth_in_mm_and_in_m_is_nan_where_it_is_unknown(big):
+    order = ">" if big else "<"
+    mm = np.array([[0, 1, 65535], [750, 0, 20]], dtype=f"{order}u2")
+    # Rows may be longer than their pixels.
+    rows = b"".join(row.tobytes() + b"xy" for row in mm)
+    message = Image(height=2, width=3, step=8, encoding="16UC1", is_bigendian=big, data=rows)
+    depth = to_depth(message)
+    assert depth.dtype == np.float32
+    assert depth.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(depth, [[np.nan, 0.001, 65.535], [0.75, np.nan, 0.02]], rtol=1e-6)
+
+    m = np.array([[np.nan, np.inf, 0.5], [-np.inf, 0.0, -1.0]], dtype=f"{order}f4")
+    message = Image(height=2, width=3, step=12, encoding="32FC1", is_bigendian=big, data=m.tobytes())
+    np.testing.assert_array_equal(to_depth(message), np.float32([[np.nan, np.nan, 0.5], [np.nan] * 3]))
+
+
+def test_depth_that_cannot_be_read_is_refused():
+    depth = np.float32([[0.5, 1.5]])
+    message = depth_to_message(depth, Header(frame_id="eye"))
+    np.testing.assert_array_equal(to_depth(message), depth)
+    message.encoding = "mono16"
+    with pytest.raises(ImageError, match="encoding 'mono16', expected 16UC1 or 32FC1"):
+        to_depth(message)
+    message.encoding, message.height = "32FC1", 2
+    with pytest.raises(ImageError, match="8 bytes in rows of 8 for 2x2 32FC1, expected at least 2 rows of 8"):
+        to_depth(message)
 
 
 def test_channel_order():

@@ -14,10 +14,13 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from qwen_vla_ros.action import ExecuteTask
-from qwen_vla_ros.msg import PolicyStatus
-from sensor_msgs.msg import CompressedImage
+from qwen_vla_ros.msg import PolicyStatus, Task
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
+from qwen_vla_ros import resources
 from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes.images import depth_to_message, rgb_to_encoding
 from qwen_vla_ros.nodes.lifecycle import seconds
 
 Result = ExecuteTask.Result
@@ -92,9 +95,44 @@ def test_camera_without_a_publisher_fails_configure(stack):
     assert policy.end() == 0
 
 
+def test_depth_reaches_the_policy_and_is_missed_like_an_image(stack, tmp_path):
+    text = (resources.embodiments_directory() / "franka_panda.yaml").read_text()
+    body = tmp_path / "franka_panda.yaml"
+    body.write_text(text.replace(f"topic: {CAMERA}", f"topic: {CAMERA}\n    depth: camera/ego/depth"))
+    width, height = PANDA.cameras[0].size
+    publish = {
+        name: stack.node.create_publisher(Image, stack.name(name), qos.IMAGE).publish
+        for name in (CAMERA, "camera/ego/depth")
+    }
+    rgb = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    depth = np.full((height, width), 0.75, dtype=np.float32)
+
+    def show() -> None:
+        header = Header(stamp=stack.node.get_clock().now().to_msg())
+        publish[CAMERA](rgb_to_encoding(rgb, "rgb8", header))
+        if "camera/ego/depth" in publish:
+            publish["camera/ego/depth"](depth_to_message(depth, header))
+
+    stack.node.call_in_loop(lambda: stack.node.create_timer(0.05, show))
+    tasks = stack.node.create_publisher(Task, stack.name("task"), qos.LATCHED)
+    policy = stack.policy_double("depth", str(body), use_sim_time=False)
+    stack.wait_for(lambda: stack.policy, 40.0, "policy_status")
+    task = Task(task_id=7, active=True, instruction="go")
+    task.header.stamp = stack.node.get_clock().now().to_msg()
+    tasks.publish(task)
+    faults = lambda: [status for status in stack.policy if status.state == State.STATE_FAULT]  # noqa: E731
+    stack.wait_for(lambda: len(stack.chunks) >= 2 or faults(), 20.0, "chunks")
+    assert not faults(), faults()[0].message
+    del publish["camera/ego/depth"]
+    fault = stack.wait_for(faults, 20.0, "a fault")[0]
+    assert fault.code == Result.CAMERA_STALE
+    assert fault.message.startswith("depth of camera ego on camera/ego/depth: newest image is")
+    assert policy.end() == 0
+
+
 def test_camera_that_publishes_the_other_type_is_named(stack):
     stack.node.create_publisher(CompressedImage, stack.name(f"{CAMERA}/compressed"), qos.IMAGE)
-    policy = stack.policy_double("sound", camera_timeout=2.0, use_sim_time=False)
+    policy = stack.policy_double("sound", camera_timeout=4.0, use_sim_time=False)
     policy.wait_for_output(
         r"test_node publishes sensor_msgs/msg/CompressedImage on \S+/compressed: set transport: compressed"
     )
