@@ -294,7 +294,7 @@ class ExecutorNode(BodyNode):
             inbox.listen(JointState, topic, partial(watchdog.hear_joints, names=names), qos.SENSOR)
         if embodiment.state.odometry and self._follower.needs_odometry:
             inbox.listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
-        inbox.listen(ActionChunk, "action_chunk", self._conductor.hear_chunk, qos.RELIABLE)
+        inbox.listen(ActionChunk, "action_chunk", self._conductor.hear_chunk, qos.RELIABLE, urgent=True)
         inbox.listen(
             PolicyStatus,
             "policy_status",

@@ -17,7 +17,7 @@ from rclpy.subscription import Subscription
 # Messages of one topic that are taken at once: more than any queue here holds, and an end.
 MOST = 20
 
-# To look is not free: of a faster loop, some periods go without [s].
+# To look is not free: of a faster loop, some periods go without, but for what is urgent [s].
 LOOK_PERIOD = 0.006
 
 
@@ -27,6 +27,7 @@ class Inbox:
     def __init__(self, node: Node):
         self._node, self._group = node, LeftAlone()
         self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
+        self._urgent: list[tuple[Subscription, Callable[[Any], None]]] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
         self._looked = -math.inf
 
@@ -37,10 +38,12 @@ class Inbox:
         hear: Callable[[Any], None],
         profile: QoSProfile,
         count: Callable[[int], None] | None = None,
+        urgent: bool = False,
     ) -> None:
         """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
 
-        The latter where the middleware knows; the log says where it does not.
+        The latter where the middleware knows; the log says where it does not. What is urgent is looked for
+        whenever `take` is called.
         """
         make = self._node.create_subscription
         try:
@@ -51,14 +54,15 @@ class Inbox:
         except UnsupportedEventTypeError:
             self._node.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
             subscription = make(kind, topic, hear, profile, callback_group=self._group)
-        self._slots.append((subscription, hear))
+        (self._urgent if urgent else self._slots).append((subscription, hear))
         for event in subscription.event_handlers:
             if event.callback is count:
                 event.add_to_wait_set(_NO_WAITING)
                 self._lives.append((event, count))
 
     def take(self) -> None:
-        """Tell what has come, topic by topic, in the order in which they were listened to."""
+        """Tell what has come, topic by topic, in the order they were listened to; first the urgent."""
+        _tell(self._urgent)
         now = time.monotonic()
         if now - self._looked < LOOK_PERIOD:
             return
@@ -68,18 +72,22 @@ class Inbox:
             status = event.take_data()
             if status is not None:
                 count(status.alive_count)
-        for subscription, hear in self._slots:
-            for _ in range(MOST):
-                taken = subscription.handle.take_message(subscription.msg_type, False)
-                if taken is None:
-                    break
-                hear(taken[0])
+        _tell(self._slots)
 
     def destroy(self) -> None:
         self._lives = []
-        for subscription, _ in self._slots:
+        for subscription, _ in self._urgent + self._slots:
             self._node.destroy_subscription(subscription)
-        self._slots = []
+        self._urgent, self._slots = [], []
+
+
+def _tell(slots: list[tuple[Subscription, Callable[[Any], None]]]) -> None:
+    for subscription, hear in slots:
+        for _ in range(MOST):
+            taken = subscription.handle.take_message(subscription.msg_type, False)
+            if taken is None:
+                break
+            hear(taken[0])
 
 
 class LeftAlone(CallbackGroup):

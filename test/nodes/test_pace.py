@@ -88,3 +88,26 @@ def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node,
     ros_node.destroy_publisher(source)
     wait_for(lambda: took(0), 10.0, "the end of a life")
     inbox.destroy()
+
+
+def test_what_is_urgent_is_taken_whenever_it_is_looked_for(ros_node, wait_for, monkeypatch):
+    monkeypatch.setattr("qwen_vla_ros.nodes.inbox.LOOK_PERIOD", 3600.0)
+    heard = []
+    inbox = Inbox(ros_node)
+    for topic, urgent in (("inbox_urgent", True), ("inbox_other", False)):
+        inbox.listen(Int32, topic, lambda m: heard.append(m.data), qos.RELIABLE, urgent=urgent)
+    inbox.take()  # the next look is an hour away
+    urgent, other = (
+        ros_node.create_publisher(Int32, f"inbox_{n}", qos.RELIABLE) for n in ("urgent", "other")
+    )
+    wait_for(lambda: urgent.get_subscription_count() and other.get_subscription_count(), 10.0, "matching")
+    other.publish(Int32(data=1))
+    urgent.publish(Int32(data=2))
+
+    def took() -> bool:
+        inbox.take()
+        return bool(heard)
+
+    wait_for(took, 10.0, "the urgent message")
+    assert heard == [2]
+    inbox.destroy()
