@@ -49,7 +49,7 @@ from qwen_vla_ros.sim.state_log import StateRecorder
 from qwen_vla_ros.srv import ResetWorld
 
 from . import qos
-from .images import rgb_to_encoding, rgb_to_jpeg, rgb_to_png
+from .images import depth_to_message, rgb_to_encoding, rgb_to_jpeg, rgb_to_png
 from .lifecycle import declare, run, seconds
 from .transforms import quaternion_from_euler, yaw_of
 
@@ -110,11 +110,15 @@ class _View:
     raw: Any
     compressed: Any
     info: Any
+    depth: Any = None
     due: float = 0.0
 
     @property
-    def wanted(self) -> tuple[bool, bool]:
-        return self.raw.get_subscription_count() > 0, self.compressed.get_subscription_count() > 0
+    def wanted(self) -> tuple[bool, bool, bool]:
+        """Whether somebody wants raw images, compressed ones, depth."""
+        ways = (self.raw, self.compressed, self.depth)
+        raw, compressed, depth = (way is not None and way.get_subscription_count() > 0 for way in ways)
+        return raw, compressed, depth
 
 
 @dataclass
@@ -125,7 +129,7 @@ class _Shot:
     qpos: np.ndarray
     mocap_pos: np.ndarray
     mocap_quat: np.ndarray
-    views: list[tuple[_View, bool, bool]]
+    views: list[tuple[_View, bool, bool, bool]]
 
 
 @dataclass
@@ -250,6 +254,9 @@ class SimNode(Node):
             elif name in sent:
                 raw, encoding = sent[name].topic, sent[name].encodings[0]
                 compressed = f"{raw}/compressed"
+            depth = None
+            if name in sent and sent[name].depth is not None:
+                depth = self.create_publisher(Image, sent[name].depth, qos.IMAGE)
             rate = self.get_parameter("spectator_rate" if camera.spectator else "camera_rate").value
             views.append(
                 _View(
@@ -264,6 +271,7 @@ class SimNode(Node):
                     self.create_publisher(
                         CameraInfo, f"{raw.removesuffix('/image_raw')}/camera_info", qos.RELIABLE
                     ),
+                    depth,
                 )
             )
         return views
@@ -578,9 +586,9 @@ class SimNode(Node):
             if now < view.due - 1e-9:
                 continue
             view.due = max(view.due + view.period, now - view.period)
-            raw, compressed = view.wanted
-            if raw or compressed:
-                views.append((view, raw, compressed))
+            wanted = view.wanted
+            if any(wanted):
+                views.append((view, *wanted))
         if not views:
             return
         # The world waits for the picture before: no frame is left out, and the clock tells the truth.
@@ -613,7 +621,7 @@ class SimNode(Node):
         data.mocap_quat[:] = shot.mocap_quat
         mujoco.mj_kinematics(self._world.model, data)
         mujoco.mj_camlight(self._world.model, data)
-        for view, raw, compressed in shot.views:
+        for view, raw, compressed, depth in shot.views:
             rgb = self._pictures.draw(data, view.name, self._world.views[view.name])
             header = Header(stamp=_stamp(shot.time), frame_id=view.frame)
             if raw:
@@ -621,6 +629,9 @@ class SimNode(Node):
             if compressed:
                 encode = rgb_to_png if view.codec == "png" else rgb_to_jpeg
                 view.compressed.publish(encode(rgb, header))
+            if depth:
+                metres = self._pictures.depth(data, view.name, self._world.views[view.name])
+                view.depth.publish(depth_to_message(metres, header))
             view.info.publish(self._camera_info(view, header))
 
     def _camera_info(self, view: _View, header: Header) -> CameraInfo:

@@ -16,6 +16,9 @@ from qwen_vla_ros.sim.errors import SimulationError
 # Pictures for people are drawn this many times as large and averaged; in software, multisampling costs more.
 _FINER = 2
 
+# Nothing is seen from this share of the far clipping plane on: there is the background.
+_FAR = 0.99
+
 
 def _check_context() -> None:
     """mujoco aborts the process when it draws through a window system that is not there."""
@@ -38,6 +41,33 @@ class Pictures:
 
     def draw(self, data: mujoco.MjData, view: str, camera: Camera) -> np.ndarray:
         """uint8 RGB, shape (height, width, 3). SimulationError in any thread but the first that drew."""
+        picture = self._prepared(data, view, camera).render()
+        if not camera.spectator:
+            return picture
+        width, height = camera.size
+        blocks = picture.reshape(height, _FINER, width, _FINER, 3)
+        return blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+
+    def depth(self, data: mujoco.MjData, view: str, camera: Camera) -> np.ndarray:
+        """Distance along the optical axis [m] of the pixels of a view that is not for people. Shape (height,
+        width), float32; NaN where there is nothing. Errors as in draw()."""
+        renderer = self._prepared(data, view, camera)
+        renderer.enable_depth_rendering()
+        try:
+            depth = renderer.render().astype(np.float32)
+        finally:
+            renderer.disable_depth_rendering()
+        depth[depth >= _FAR * self._model.vis.map.zfar * self._model.stat.extent] = np.nan
+        return depth
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._thread = None
+
+    def _prepared(self, data: mujoco.MjData, view: str, camera: Camera) -> mujoco.Renderer:
+        """The renderer of a view, about to draw it."""
         thread = threading.get_ident()
         if self._thread is None:
             self._thread = thread
@@ -45,18 +75,7 @@ class Pictures:
             raise SimulationError("a world is rendered and closed by one thread: the one that first rendered")
         renderer = self._renderer(data, view, camera)
         self._update(renderer, data, view, camera)
-        picture = renderer.render()
-        if not camera.spectator:
-            return picture
-        width, height = camera.size
-        blocks = picture.reshape(height, _FINER, width, _FINER, 3)
-        return blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
-
-    def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
-        self._thread = None
+        return renderer
 
     def _renderer(self, data: mujoco.MjData, view: str, camera: Camera) -> mujoco.Renderer:
         width, height = camera.size

@@ -517,6 +517,11 @@ class World:
         """What a camera sees now: uint8 RGB, shape (height, width, 3)."""
         return self._pictures.draw(self.data, view, self._camera(view))
 
+    def depth(self, view: str) -> np.ndarray:
+        """How far away what a camera sees is, along its optical axis [m]: float32 (height, width), NaN where
+        there is nothing."""
+        return self._pictures.depth(self.data, view, self._camera(view))
+
     def render_state(
         self, qpos: np.ndarray, view: str, width: int | None = None, height: int | None = None
     ) -> np.ndarray:

@@ -190,6 +190,24 @@ def test_objects_are_drawn_where_they_project_to(world_of, body):
             assert np.abs(pixels[0] - centre).max() < 4.0
 
 
+@pytest.mark.parametrize("body", ["panda", "tiago"])
+def test_depth_is_that_of_what_is_drawn(world_of, body):
+    world = world_of(body)
+    world.reset(world.tasks[0], 0)
+    image, depth = world.render("ego"), world.depth("ego")
+    assert (depth.shape, depth.dtype) == (image.shape[:2], np.float32)
+    camera = world.data.camera("ego")
+    middle = np.array([0.0, 0.0, 0.45 if body == "tiago" else 0.0])
+    for position, colour in world.objects.values():
+        (column, row), _ = blob(image, colour)
+        away = -(camera.xmat.reshape(3, 3).T @ (position + middle - camera.xpos))[2]
+        # Its surface is nearer than its middle, by its size at most.
+        assert -0.15 < depth[int(row), int(column)] - away < 0.05
+    # Above the horizon there is nothing.
+    assert np.isnan(depth[0]).any() == (body == "tiago")
+    np.testing.assert_array_equal(world.render("ego"), image)
+
+
 def test_points_behind_a_camera_are_not_in_front(world_of):
     world = world_of("tiago")
     world.reset("drive", 0)
