@@ -15,6 +15,7 @@ PANDA = (resources.embodiments_directory() / "franka_panda.yaml").read_text()
 TIAGO = (resources.embodiments_directory() / "tiago_base.yaml").read_text()
 WIDOWX = (resources.embodiments_directory() / "widowx.yaml").read_text()
 MOBILE = (resources.embodiments_directory() / "mobile_aloha.yaml").read_text()
+XARM = (resources.embodiments_directory() / "xarm7.yaml").read_text()
 
 
 def faults_of(tmp_path, text, name="robot.yaml"):
@@ -32,7 +33,7 @@ def edited(text, old, new):
 
 
 def named(text):
-    for name in ("franka_panda", "mobile_aloha", "tiago_base", "widowx"):
+    for name in ("franka_panda", "mobile_aloha", "tiago_base", "widowx", "xarm7"):
         text = text.replace(f"\nname: {name}", "\nname: robot")
     return text
 
@@ -306,7 +307,7 @@ OTHER_CASES = {
         "'chunk_start'",
     ),
     "gripper command of two joints": (
-        WIDOWX.replace("joints: [left_finger]", "joints: [left_finger, right_finger]"),
+        XARM.replace("joints: [drive_joint]", "joints: [drive_joint, right_finger_joint]"),
         "actions[1].joints",
         "2 joints",
         "one",
