@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +24,8 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
+
+from .ending import Ending
 
 # How long a moving robot may take to come to rest when the process is asked to end [s].
 END_PATIENCE = 2.0
@@ -81,7 +82,7 @@ class BodyNode(LifecycleNode):
         self.embodiment: Embodiment | None = None
         self.active = False
         # Set when the process has been asked to end; long waits must watch it.
-        self.ending = threading.Event()
+        self.ending = Ending()
         self.in_interruptible = False
 
     # For subclasses
@@ -224,13 +225,13 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
     The signals do not tear down the context (`SignalHandlerOptions.NO`), so that a moving robot can still be
     stopped: the node is asked to come to rest, and then everything is destroyed.
 
-    The node has an event `ending`, set when the process has been asked to end; it may set it itself, with
-    `failed` true when that is because of a fault.
+    The node has an `Ending` named `ending`, set when the process has been asked to end; it may set it itself,
+    with `failed` true when that is because of a fault.
 
     Returns:
         The exit code: 1 when the node could not be made or has failed, else 0.
     """
-    ending = threading.Event()
+    ending = Ending()
     node: Node | None = None
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+from .ending import Ending
 
 FIRST_ERROR = 100
 CANCELLED = 2
@@ -49,7 +50,7 @@ def _execute(node: Any, instruction: str, time_limit: float, wait: float) -> Any
     client = ActionClient(node, ExecuteTask, "execute_task")
     name = node.resolve_service_name("execute_task")
     seen: list = []
-    asked = threading.Event()
+    asked = Ending()
 
     def on_signal(number: int, frame: Any) -> None:
         asked.set()

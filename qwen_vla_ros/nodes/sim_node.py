@@ -49,6 +49,7 @@ from qwen_vla_ros.sim.state_log import StateRecorder
 from qwen_vla_ros.srv import ResetWorld
 
 from . import qos
+from .ending import Ending
 from .images import depth_to_message, rgb_to_encoding, rgb_to_jpeg, rgb_to_png
 from .lifecycle import declare, run, seconds
 from .transforms import quaternion_from_euler, yaw_of
@@ -167,7 +168,7 @@ class SimNode(Node):
         self._world = make_world(
             self.embodiment, self.get_parameter("setting").value, self.get_parameter("model").value or None
         )
-        self.ending = threading.Event()
+        self.ending = Ending()
         self.failed = False
         self._mail: deque[tuple[str, Any]] = deque()
         self._resets: deque[_Reset] = deque()

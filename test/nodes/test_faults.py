@@ -46,7 +46,6 @@ class Rig:
             remap={"joint_states": "relayed_joints", TOPIC: "relayed_commands"},
             chunk_timeout=3.0,
             recovery_timeout=1.5,
-            max_tracking_error=0.3,
         )
         stack.policy_process = stack.fake_policy()
         stack.wait_ready()
