@@ -363,7 +363,8 @@ def test_clock_jumps(rig, written, by):
     clock.publish(message)
     before = task.feedback[-1].chunks
     stack.wait_for(lambda: task.done or task.feedback[-1].chunks > before, 40.0, "the task after the jump")
-    stack.wait_for(lambda: len(written.messages) > begin + 1, 20.0, "commands after the jump")
+    # Ended before it moved much, there may be none.
+    stack.wait_for(lambda: task.done or len(written.messages) > begin + 1, 20.0, "commands after the jump")
     _at_allowed_speed(written, begin)
     stack.node.destroy_publisher(clock)
     if task.done:
