@@ -25,9 +25,11 @@ from qwen_vla_ros.embodiment.urdf import Urdf, UrdfError, parse_urdf, read_urdf
 from . import qos
 from .graph_reading import (
     CONTROLLER_PARAMETERS,
+    DISCOVERY,
     Spin,
     ask_parameters,
     full_name,
+    is_discovered,
     pick_controllers,
     read_topic,
     read_topics,
@@ -35,9 +37,8 @@ from .graph_reading import (
 )
 from .lifecycle import BodyNode, ConfigurationError
 
-# How long a node that is configured waits for robot and controllers to be discovered, and for a URDF [s].
-# What is lost in discovery Fast DDS sends again after 3 s.
-DISCOVERY, DESCRIPTION_PATIENCE = 3.5, 2.0
+# How long a node that is configured waits for a URDF [s].
+DESCRIPTION_PATIENCE = 2.0
 
 # Named, and no reason to refuse: a task finds them out by itself, or the URDF is not the one that counts.
 REMARKS = ("EXECUTOR_TWICE", "POLICY_TWICE", "COMMAND_CONTESTED", "URDF_JOINT_UNKNOWN", "URDF_FRAME_UNKNOWN")
@@ -104,7 +105,8 @@ def _discover(node: BodyNode, body: Embodiment) -> dict[str, Topic]:
         topics = read_topics(node, body, "/clock")
         commanded = [topics[group.controller.topic].subscriptions for group in body.actions]
         observed = [topics[name].publishers for name in body.state.joint_states]
-        if all((*commanded, *observed)) or time.monotonic() > deadline or node.ending.wait(0.05):
+        complete = all(map(is_discovered, (*commanded, *observed)))
+        if complete or time.monotonic() > deadline or node.ending.wait(0.05):
             return topics
 
 

@@ -23,15 +23,17 @@ from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.embodiment.graph_facts import Graph, Images, JointStates, Odometry, Topic
-from qwen_vla_ros.embodiment.live_topics import DESCRIPTION
+from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, sources
 from qwen_vla_ros.msg import ExecutorStatus, PolicyStatus
 
 from . import qos
 from .graph_reading import (
     CONTROLLER_PARAMETERS,
+    DISCOVERY,
     Spin,
     ask_parameters,
     full_name,
+    is_discovered,
     pick_controllers,
     read_topics,
     resolve,
@@ -40,8 +42,8 @@ from .graph_reading import (
 from .images import ImageError, encoding_of, to_rgb
 from .lifecycle import seconds
 
-# The graph counts as discovered when nothing has changed for QUIET, or after DISCOVERY [s].
-QUIET, DISCOVERY = 0.5, 3.0
+# The graph counts as discovered when nothing is missing and nothing has changed for that long [s].
+QUIET = 0.5
 VARIABLES = (
     "ROS_DOMAIN_ID",
     "ROS_AUTOMATIC_DISCOVERY_RANGE",
@@ -87,7 +89,7 @@ def _look(
         executor.spin_once(timeout_sec=0.05)
         return True
 
-    _discover(node, spin)
+    _discover(node, body, spin)
     ear = _Ear(node, body)
     # As long again for who is there and still silent: on a busy computer they are late to connect.
     while ear.listened < duration or (ear.listened < 2.0 * duration and ear.misses_somebody):
@@ -141,7 +143,7 @@ def find_clock(node: Node) -> str:
     return own if node.count_publishers(own) else node.resolve_topic_name("/clock")
 
 
-def _discover(node: Node, spin: Spin) -> None:
+def _discover(node: Node, body: Embodiment, spin: Spin) -> None:
     begin = changed = time.monotonic()
     before: Any = None
     while (now := time.monotonic()) < begin + DISCOVERY:
@@ -149,8 +151,17 @@ def _discover(node: Node, spin: Spin) -> None:
         seen = sorted(node.get_topic_names_and_types()), sorted(node.get_node_names_and_namespaces())
         if seen != before:
             before, changed = seen, now
-        if now - changed > QUIET and len(seen[1]) > 1:
+        if now - changed > QUIET and not _misses_something(node, body):
             return
+
+
+def _misses_something(node: Node, body: Embodiment) -> bool:
+    """A topic that the body observes has no publisher, or a controller of it does not listen."""
+    topics = read_topics(node, body, find_clock(node))
+    commanded = {group.controller.topic for group in body.actions}
+    ends = [topics[source.topic].publishers for source in sources(body)]
+    ends += [topics[name].subscriptions for name in commanded]
+    return not all(map(is_discovered, ends))
 
 
 def _ask(

@@ -28,9 +28,12 @@ CONTROLLER_PARAMETERS = (
     "allow_partial_joints_goal",
     "interpolate_from_desired_state",
 )
-# How long parameter services are waited for, and answers [s].
+# How long others are waited for to be discovered, parameter services, and answers [s].
 # What is lost in discovery Fast DDS sends again after 3 s.
-READY_PATIENCE, ANSWER_PATIENCE = 4.0, 2.0
+DISCOVERY, READY_PATIENCE, ANSWER_PATIENCE = 3.5, 4.0, 2.0
+
+# In the name of a node that is not discovered yet, though an endpoint of it is.
+UNKNOWN = "_NODE_NAME_UNKNOWN_"
 
 # Passes time and lets callbacks run; False ends the wait.
 Spin = Callable[[], bool]
@@ -61,6 +64,12 @@ def _period(duration: Any) -> float:
     """[s]; what is not set is 0 or decades, as the middleware likes it."""
     value = duration.nanoseconds * 1e-9
     return value if 0.0 < value < 1e9 else math.inf
+
+
+def is_discovered(endpoints: Iterable[Endpoint]) -> bool:
+    """Somebody is there, and known by name."""
+    names = [endpoint.node for endpoint in endpoints]
+    return bool(names) and not any(UNKNOWN in name for name in names)
 
 
 def read_topic(node: Node, name: str, owner: str = "") -> Topic:
@@ -100,6 +109,7 @@ def ask_parameters(node: Node, wanted: Mapping[str, Iterable[str]], spin: Spin) 
     Args:
         wanted: names by full name of a node.
     """
+    wanted = {other: names for other, names in wanted.items() if UNKNOWN not in other}
     clients = {other: node.create_client(GetParameters, f"{other}/get_parameters") for other in wanted}
     _wait(lambda: all(c.service_is_ready() for c in clients.values()), READY_PATIENCE, spin)
     # One by one: rclcpp answers nothing at all where one of them is not declared.

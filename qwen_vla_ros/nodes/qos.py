@@ -7,7 +7,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 # Without a sign of life for that long a node counts as dead, unless `policy_lease` says otherwise [s].
-LEASE = 0.07
+LEASE = 0.05
 
 
 def _profile(depth: int, reliable: bool, latched: bool = False, lease: float = 0.0) -> QoSProfile:
@@ -37,9 +37,9 @@ LATCHED = _profile(1, reliable=True, latched=True)
 COMMAND = _profile(1, reliable=True)
 # The heartbeat of the policy. rmw_fastrtps gives a sign of life after 2/3 of the lease that is offered, from
 # a thread of its own: some of them may be late before the lease that is requested has passed.
-HEARTBEAT = _profile(10, reliable=True, lease=0.3 * LEASE)
+HEARTBEAT = _profile(10, reliable=True, lease=0.4 * LEASE)
 # The executor's state: who lives and says it is an executor.
-STATE = _profile(1, reliable=True, latched=True, lease=0.3 * LEASE)
+STATE = _profile(1, reliable=True, latched=True, lease=0.4 * LEASE)
 STATE_WATCHED = _profile(1, reliable=True, lease=LEASE)
 
 

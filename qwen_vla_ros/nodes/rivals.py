@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rclpy.node import Node
 
 from .controllers import Writer
+from .graph_reading import UNKNOWN
 
 
 class Rivals:
@@ -47,4 +48,4 @@ class Rivals:
 
 def _full_name(name: str, namespace: str) -> str:
     # A publisher is discovered before the node that it belongs to.
-    return "a new node" if "UNKNOWN" in name else f"{namespace.rstrip('/')}/{name}"
+    return "a new node" if name == UNKNOWN else f"{namespace.rstrip('/')}/{name}"

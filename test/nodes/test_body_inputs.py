@@ -106,7 +106,7 @@ def test_joint_states_that_share_names_are_told_apart_by_topic():
     watchdog = pytest.importorskip("qwen_vla_ros.nodes.watchdog")
     body = load_embodiment("mobile_aloha")
     follower = Follower(body)
-    watch = watchdog.Watchdog(body, follower, {}, 0.0, 0.07)
+    watch = watchdog.Watchdog(body, follower, {}, 0.0, 0.05)
     driver = [
         "waist",
         "shoulder",

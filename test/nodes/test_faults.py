@@ -228,7 +228,9 @@ def test_policy_dies_or_sleeps(rig, number):
     for _ in range(3):
         watch = stack.watch()
         task = rig.moving()
-        stack.wait_for(lambda: watch.rows and watch.rows[-1][1] > 0.1, 20.0, "fast motion")  # noqa: B023
+        # The wave itself: on its way there the robot is faster than what 0.3 s hold for (docs/nodes.md).
+        stack.running(task, chunks=2)
+        stack.wait_for(lambda: 0.1 < watch.rows[-1][1] < 1.0, 20.0, "motion")  # noqa: B023
         begin, signalled = len(stack.executor), watch.now
         stack.policy_process.send_signal(number)
         told = lambda: [s for s in stack.executor[begin:] if s.code == Result.POLICY_LOST]  # noqa: B023, E731
@@ -250,7 +252,9 @@ def test_policy_dies_or_sleeps(rig, number):
     # The requirement, without an allowance: from the signal, silence as long as the executor listened to it,
     # and the ramp. The last heartbeat came before the signal.
     silence = float(re.search(r"no heartbeat of the policy for (\d+\.\d+) s", stopped.message).group(1))
-    assert silence - max(0.0, signalled - lost) + stopped.stop_duration < 0.3
+    to_rest = silence - max(0.0, signalled - lost) + stopped.stop_duration
+    rig.record("signal to rest [s]", round(to_rest, 3))
+    assert to_rest < 0.3
     rig.safe(Result.POLICY_LOST, "nor a sign of life of its process", lost, 0.12)
     stack.wait_for(lambda: watch.now > lost + 1.1, 20.0, "what the robot did")
     # The servos of the simulated robot settle after the last command.
@@ -380,12 +384,14 @@ def test_robot_is_killed_and_restarted(rig):
     task = rig.moving()
     rig.world.kill()
     result = task.result()
-    stood = rig.stack.executor[-1].header.stamp
+    stood = [told[-1].header.stamp for told in (rig.stack.executor, rig.stack.policy)]
     assert result.code == Result.JOINT_STATE_STALE
     assert "the clock has stood at" in result.message
     rig.stack.world.clear()
     rig.world = rig.stack.sim()
     rig.stack.wait_for(lambda: rig.stack.world, 40.0, "world_status")
-    rig.stack.wait_for(lambda: rig.stack.executor[-1].header.stamp != stood, 40.0, "the executor's clock")
+    # Each of them discovers the new clock in its own time.
+    for told, then in zip((rig.stack.executor, rig.stack.policy), stood, strict=True):
+        rig.stack.wait_for(lambda: told[-1].header.stamp != then, 40.0, "the new clock")  # noqa: B023
     rig.heal()
     rig.end(rig.moving())

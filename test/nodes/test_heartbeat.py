@@ -13,7 +13,7 @@ from qwen_vla_ros.nodes.heartbeat import Heartbeat
 class Ear:
     """A heartbeat watched every 10 ms, with a clock of its own."""
 
-    def __init__(self, lease: float = 0.07):
+    def __init__(self, lease: float = 0.05):
         self.now = 0.0
         self.heartbeat = Heartbeat(0.5, lease, lambda: self.now)
 
@@ -30,7 +30,7 @@ class Ear:
         return self.now - begin
 
 
-@pytest.fixture(params=[0.07, 0.3])
+@pytest.fixture(params=[0.05, 0.3])
 def lease(request):
     return request.param
 

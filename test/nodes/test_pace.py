@@ -66,7 +66,7 @@ def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node,
     heard, alive = [], []
     inbox = Inbox(ros_node)
     inbox.listen(
-        Int32, "inbox_test", lambda m: heard.append(m.data), qos.heartbeat_watched(0.07), alive.append
+        Int32, "inbox_test", lambda m: heard.append(m.data), qos.heartbeat_watched(0.05), alive.append
     )
 
     def publisher():
