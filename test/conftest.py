@@ -22,13 +22,13 @@ PACKAGE = "qwen_vla_ros"
 _PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
 
 
-def wait_for(predicate: Callable[[], Any], timeout: float, what: str) -> Any:
+def wait_for(predicate: Callable[[], Any], timeout: float, what: str | Callable[[], str]) -> Any:
     """First true value of `predicate()`.
 
     Args:
         predicate: Asked every 10 ms.
         timeout: [s]
-        what: Completes "timed out waiting for ...".
+        what: Completes "timed out waiting for ..."; called at the end, if it is a function.
 
     Raises:
         AssertionError: `timeout` has passed.
@@ -39,7 +39,9 @@ def wait_for(predicate: Callable[[], Any], timeout: float, what: str) -> Any:
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"timed out after {timeout} s waiting for {what}")
+            raise AssertionError(
+                f"timed out after {timeout} s waiting for {what() if callable(what) else what}"
+            )
         time.sleep(0.01)
 
 

@@ -166,7 +166,7 @@ class Stack:
         found = self.wait_for(
             lambda: [status for status in self.executor[begin:] if status.state == state],
             timeout,
-            f"executor state {state}; last {self.executor[-1:]}",
+            lambda: f"executor state {state}; last {self.executor[-1:]}",
         )
         return found[0]
 

@@ -67,11 +67,15 @@ def test_a_robot_from_a_file_is_brought_up_by_the_scripted_policy(stack, name, i
     assert stack.call(ResetWorld, "reset_world", ResetWorld.Request(seed=1)).success
     for values in rows.values():
         values.clear()
+
+    def away() -> dict[str, float]:
+        return {
+            joint: values[-1] - start[joint] if values else np.nan
+            for joint, values in rows.items()
+            if not values or abs(values[-1] - start[joint]) >= 0.01
+        }
+
     # What was measured before the reset may still be on its way.
-    stack.wait_for(
-        lambda: all(v and abs(v[-1] - start[joint]) < 0.01 for joint, v in rows.items()),
-        20.0,
-        "the joints to be where they began",
-    )
+    stack.wait_for(lambda: not away(), 20.0, lambda: f"the joints to be where they began: {away()}")
     assert not stack.world[-1].success
     assert [node.end() for node in reversed(nodes)] == [0, 0, 0]

@@ -70,7 +70,9 @@ class Rig:
         A ramp of these joints takes up to 0.14 s; a busy machine may pass a fault on half a second late.
         """
         rest = lambda: [s for s in self.stack.executor[self._begin :] if s.state in REST and s.code]  # noqa: E731
-        status = self.stack.wait_for(rest, 20.0, f"rest with code {code}: {self.stack.executor[-1:]}")[0]
+        status = self.stack.wait_for(
+            rest, 20.0, lambda: f"rest with code {code}: {self.stack.executor[-1:]}"
+        )[0]
         assert status.code == code, status.message
         assert text in status.message
         took = seconds(status.header.stamp) - since
