@@ -57,7 +57,7 @@ ifdef TESTS
 else
 	@status=0; \
 	OMP_NUM_THREADS=1 $(pytest) --numprocesses auto --dist loadfile $(free_tests) || status=1; \
-	$(pytest) --cov-append --reruns 1 $(ros_tests) || status=1; \
+	$(pytest) --cov-append --reruns 1 -raR $(ros_tests) || status=1; \
 	exit $$status
 endif
 	@tools/with_ros coverage report --format=total | sed 's/.*/coverage: & %/'
