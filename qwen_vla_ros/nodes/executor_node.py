@@ -88,7 +88,7 @@ class ExecutorNode(BodyNode):
             "policy_lease",
             0.05,
             "Silence of a policy whose process gives no sign of life, before it counts as dead [s]",
-            0.03,
+            0.05,
             10.0,
         )
         declare(

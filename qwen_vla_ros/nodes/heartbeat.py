@@ -7,24 +7,29 @@ import math
 import time
 from collections.abc import Callable
 
-# What of a late look counts as listening [s].
-LONGEST_LOOK = 0.05
+# What of a late look counts as listening, of a loop that looks more often than that [s]. With the period
+# of the heartbeat it must be less than a lease.
+LONGEST_LOOK = 0.02
 
 
 class Heartbeat:
     """The life of the policy, in time that this process spent listening.
 
     A process that was not scheduled could not hear, and what came meanwhile waits behind the look that is
-    late: of the time between two looks only `LONGEST_LOOK` counts.
+    late: of the time between two looks only `period`, or `LONGEST_LOOK`, counts.
 
     Args:
         patience: silence of a policy whose process lives, before it counts as lost [s].
         lease: silence of a policy without a sign of life of its process [s].
+        period: of the looks [s].
         clock: wall time [s]; a process is alive or not, however fast the simulated clock runs.
     """
 
-    def __init__(self, patience: float, lease: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, patience: float, lease: float, period: float, clock: Callable[[], float] = time.monotonic
+    ):
         self._patience, self._lease, self._clock = patience, lease, clock
+        self._longest = max(period, LONGEST_LOOK)
         self._looked, self._listened = clock(), 0.0
         self._heard = -math.inf
         self._lives: bool | None = None
@@ -32,7 +37,7 @@ class Heartbeat:
     def look(self) -> None:
         """Called every period of the loop."""
         now = self._clock()
-        self._listened += min(now - self._looked, LONGEST_LOOK)
+        self._listened += min(now - self._looked, self._longest)
         self._looked = now
 
     def hear(self) -> None:

@@ -85,7 +85,9 @@ class Watchdog:
         self._looked = -math.inf
         self._in_controllers: Trouble | None = None
         self._needs_odometry = follower.needs_odometry
-        self.heartbeat = Heartbeat(embodiment.stop.heartbeat_timeout, policy_lease)
+        self.heartbeat = Heartbeat(
+            embodiment.stop.heartbeat_timeout, policy_lease, 1.0 / embodiment.command_rate
+        )
         self._astray_since = math.nan
         self.policy: PolicyStatus | None = None
         self.rivals: dict[str, list[str]] = {}

@@ -15,7 +15,7 @@ class Ear:
 
     def __init__(self, lease: float = 0.05):
         self.now = 0.0
-        self.heartbeat = Heartbeat(0.5, lease, lambda: self.now)
+        self.heartbeat = Heartbeat(0.5, lease, 0.01, lambda: self.now)
 
     def listen(self, duration: float, beats: bool) -> float:
         """Time until the policy counts as lost, at most `duration` [s]."""
