@@ -24,8 +24,7 @@ SEED ?=
 SETTING ?=
 TESTS ?=
 COUNT ?= 20
-# Real time on all cores, one test after the other, twice where it fails (CONTRIBUTING.md); the other rooms
-# share the cores.
+# Real time on all cores, one test after the other; the other rooms share the cores.
 ros_tests := test/bench test/demo test/nodes test/packaging
 free_tests := $(filter-out $(ros_tests),$(patsubst %/,%,$(wildcard test/*/)))
 pytest := tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml
@@ -57,7 +56,7 @@ ifdef TESTS
 else
 	@status=0; \
 	OMP_NUM_THREADS=1 $(pytest) --numprocesses auto --dist loadfile $(free_tests) || status=1; \
-	$(pytest) --cov-append --reruns 1 -raR $(ros_tests) || status=1; \
+	$(pytest) --cov-append $(ros_tests) || status=1; \
 	exit $$status
 endif
 	@tools/with_ros coverage report --format=total | sed 's/.*/coverage: & %/'

@@ -61,7 +61,6 @@ EXTRAS = {
         "pytest>=9.0",  # test runner
         "pytest-cov>=5.0",  # coverage
         "pytest-instafail>=0.5",  # failures are shown when they happen, also by a run that is cut short
-        "pytest-rerunfailures>=15.0",  # nodes in real time, on a computer that others use, too
         "pytest-xdist>=3.6",  # the rooms without ROS on all cores
         "coverage>=7.10",  # coverage of the node processes
         "ruff>=0.9",  # format and lint
