@@ -76,15 +76,16 @@ def test_second_executor_of_the_same_name(robot):
     result = task.result()
     assert result.code == Result.CONTROLLER_CONTESTED
     # By what is discovered first: its publisher of commands, without a name yet, or its state.
-    first = ("a new node also publishes on", f"another {robot.name('executor')} also publishes on")
-    assert any(text in result.message for text in first)
+    another = f"another {robot.name('executor')} also publishes on"
+    assert any(text in result.message for text in ("a new node also publishes on", another))
+    robot.wait_for(lambda: another in robot.send(time_limit=0.1).result().message, 20.0, "its name")
     second.kill()
 
     def alone() -> bool:
         task = robot.send(time_limit=0.1)
         return task.result().code == Result.TIME_LIMIT
 
-    # A dead one stays known to the graph for 20 s: as a rival only if it died before its name was heard.
+    # A dead one stays known to the graph for 20 s, and is no rival.
     robot.wait_for(alone, 30.0, "the second executor to be gone")
 
 
