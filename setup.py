@@ -17,7 +17,7 @@ CORE = [
 EXTRAS = {
     "model": [
         "torch>=2.6",  # the policy network
-        "transformers>=5.2",  # Qwen3.5 backbone; the first series that has it
+        "transformers>=5.20",  # Qwen3.5 backbone; the last that Python 3.10 can have is 5.20
         "safetensors>=0.4.3",  # checkpoint files
         "tokenizers>=0.21",  # tokenizer of the tiny preset
         "opencv-python-headless>=4.8",  # images to the size of the model

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3_5Config
+from transformers.configuration_utils import SubConfigSpec
 
 
 @strict
@@ -123,9 +124,9 @@ class QwenVLAConfig(PreTrainedConfig):
 
     model_type = "qwen_vla"
     sub_configs_defaults: ClassVar[Any] = {
-        "backbone": Qwen3_5Config,
-        "action_expert": ActionExpertConfig,
-        "flow": FlowConfig,
+        "backbone": SubConfigSpec(Qwen3_5Config),
+        "action_expert": SubConfigSpec(ActionExpertConfig),
+        "flow": SubConfigSpec(FlowConfig),
     }
 
     backbone: Any = None
