@@ -286,6 +286,19 @@ def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
             for where, low, high in _pairs(place, value):
                 if low >= high:
                     yield Fault(where, value_text([low, high]), "[low, high] with low < high")
+    ramp, least = _number(limits.get("ramp")), _least_ramp(limits, count)
+    if ramp is not None and least is not None and ramp <= least:
+        found = f"{ramp:g} s, in which no motion comes to rest"
+        yield Fault((*path, "limits", "ramp"), found, f"more than 2 acceleration / jerk, {least:g} s")
+
+
+def _least_ramp(limits: dict[str, Any], count: int) -> float | None:
+    """Time that the acceleration of the slowest joint takes to come and go [s]."""
+    each = [
+        [_number(number) for number in (value if isinstance(value, list) else [value] * count)]
+        for value in (limits.get("acceleration"), limits.get("jerk"))
+    ]
+    return max((2.0 * a / j for a, j in zip(*each, strict=False) if a is not None and j), default=None)
 
 
 def _kinematics(path: Path, group: dict[str, Any]) -> Iterator[Fault]:

@@ -279,6 +279,10 @@ class JointLimitsField(Record):
     velocity: Annotated[PerJoint, Field(description="[unit/s]")]
     acceleration: Annotated[PerJoint, Field(description="[unit/s^2]")]
     jerk: Annotated[PerJoint, Field(description="[unit/s^3]")]
+    ramp: Annotated[
+        Positive | None,
+        Field(description="Longest way to rest [s]: no joint moves faster than it can stop in that time"),
+    ] = None
 
 
 class JointLimits:
@@ -287,7 +291,8 @@ class JointLimits:
     Attributes:
         position: low and high. Shape (n, 2).
         margin: how far inside them commands stay.
-        velocity, acceleration, jerk: Shape (n,).
+        velocity, acceleration, jerk: Shape (n,). The velocity is one from which a ramp of the length that the
+            embodiment allows leads to rest, where it names one.
     """
 
     position: Array
@@ -305,6 +310,10 @@ class JointLimits:
                 name,
                 _frozen(np.broadcast_to(np.asarray(getattr(field, name), dtype=np.float64), (count,))),
             )
+        if field.ramp is not None:
+            # To rest from a velocity v, still speeding up, takes v / a + 2 a / j.
+            most = self.acceleration * (field.ramp - 2.0 * self.acceleration / self.jerk)
+            self.velocity = _frozen(np.minimum(self.velocity, most))
 
 
 def _frozen(array: Array) -> Array:

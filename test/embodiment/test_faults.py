@@ -127,6 +127,7 @@ PANDA_CASES = {
         "7, one per joint",
     ),
     "negative limit": ("jerk: 500.0", "jerk: -500.0", "actions[0].limits.jerk", "-500.0", "more than 0"),
+    "ramp too short": ("ramp: 0.2 ", "ramp: 0.07 ", "actions[0].limits.ramp", "0.07 s", "jerk, 0.08 s"),
     "not a number": ("jerk: 500.0", "jerk: .nan", "actions[0].limits.jerk", "nan", ""),
     "infinite": ("control_rate: 10.0", "control_rate: .inf", "control_rate", "inf", "finite"),
     "infinite position": ("[0.0, 0.04]", "[0.0, .inf]", "actions[1].limits.position[0][1]", "inf", "finite"),

@@ -96,6 +96,20 @@ chunks = st.tuples(
 )
 
 
+@pytest.mark.parametrize("name", ["franka_panda", "aloha_viperx", "unitree_g1"])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), size=st.floats(0.1, 3.0), moving=st.floats(0.01, 0.5))
+def test_rests_within_the_ramp_that_is_allowed_wherever_it_begins(name, seed, size, moving):
+    robot = Robot(load_embodiment(name))
+    body, rng = robot.body, np.random.default_rng(seed)
+    for sequence in range(2):
+        rows = robot.joints + size * rng.normal(size=(body.horizon, body.layout.count))
+        robot.follower.offer(rows, robot.now, 1 / body.control_rate, robot.now, sequence)
+        robot.run(moving)
+    assert robot.stop() <= 0.2 + robot.follower.period + 1e-9
+    robot.check()
+
+
 @pytest.mark.parametrize("body", [PANDA, TIAGO], ids=lambda body: body.name)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(sequence=st.lists(chunks, min_size=1, max_size=8))
