@@ -103,9 +103,7 @@ def _discover(node: BodyNode, body: Embodiment) -> dict[str, Topic]:
     deadline = time.monotonic() + DISCOVERY
     while True:
         topics = read_topics(node, body, "/clock")
-        commanded = [topics[group.controller.topic].subscriptions for group in body.actions]
-        observed = [topics[name].publishers for name in body.state.joint_states]
-        complete = all(map(is_discovered, (*commanded, *observed)))
+        complete = is_discovered(body, topics, body.state.joint_states)
         if complete or time.monotonic() > deadline or node.ending.wait(0.05):
             return topics
 

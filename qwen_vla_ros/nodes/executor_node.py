@@ -339,6 +339,8 @@ class ExecutorNode(BodyNode):
             end_goal(goal, Result.INVALID_TIME_LIMIT, message)
             return
         limit = limit or self.value("default_time_limit")
+        # A publisher that has gone since the last look must not be a reason to refuse.
+        self._look_for_rivals()
         with self._lock:
             reason = self._conductor.refusal
             if reason is not None:
@@ -363,11 +365,15 @@ class ExecutorNode(BodyNode):
             closed = conductor.closed
         return self._health.motion(facts, trouble, closed)
 
-    def _report(self) -> None:
-        self._reported = time.monotonic()
+    def _look_for_rivals(self) -> None:
         rivals = self._rivals.look() if self._exclusive else {}
         with self._lock:
             self._watchdog.rivals = rivals
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        self._look_for_rivals()
+        with self._lock:
             self._inbox.take()
             self._conductor.say()
 

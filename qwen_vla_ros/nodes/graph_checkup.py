@@ -151,17 +151,10 @@ def _discover(node: Node, body: Embodiment, spin: Spin) -> None:
         seen = sorted(node.get_topic_names_and_types()), sorted(node.get_node_names_and_namespaces())
         if seen != before:
             before, changed = seen, now
-        if now - changed > QUIET and not _misses_something(node, body):
+        if now - changed > QUIET and is_discovered(
+            body, read_topics(node, body, find_clock(node)), {source.topic for source in sources(body)}
+        ):
             return
-
-
-def _misses_something(node: Node, body: Embodiment) -> bool:
-    """A topic that the body observes has no publisher, or a controller of it does not listen."""
-    topics = read_topics(node, body, find_clock(node))
-    commanded = {group.controller.topic for group in body.actions}
-    ends = [topics[source.topic].publishers for source in sources(body)]
-    ends += [topics[name].subscriptions for name in commanded]
-    return not all(map(is_discovered, ends))
 
 
 def _ask(

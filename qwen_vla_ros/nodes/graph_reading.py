@@ -66,10 +66,11 @@ def _period(duration: Any) -> float:
     return value if 0.0 < value < 1e9 else math.inf
 
 
-def is_discovered(endpoints: Iterable[Endpoint]) -> bool:
-    """Somebody is there, and known by name."""
-    names = [endpoint.node for endpoint in endpoints]
-    return bool(names) and not any(UNKNOWN in name for name in names)
+def is_discovered(body: Embodiment, topics: Mapping[str, Topic], observed: Iterable[str]) -> bool:
+    """Somebody publishes each topic of `observed`, and takes the commands of each group, known by name."""
+    ends = [topics[name].publishers for name in observed]
+    ends += [topics[group.controller.topic].subscriptions for group in body.actions]
+    return all(end and not any(UNKNOWN in each.node for each in end) for end in ends)
 
 
 def read_topic(node: Node, name: str, owner: str = "") -> Topic:

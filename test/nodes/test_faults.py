@@ -219,6 +219,11 @@ def test_second_publisher_of_commands(rig):
         assert task.result().code == Result.CONTROLLER_CONTESTED
     finally:
         rig.stack.node.destroy_publisher(rival)
+    rig.stack.wait_for(
+        lambda: rig.stack.send(time_limit=0.1).result().code == Result.TIME_LIMIT,
+        20.0,
+        "the rival to be gone",
+    )
 
 
 # Faults of the policy's process

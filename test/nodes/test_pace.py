@@ -76,7 +76,8 @@ def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node,
     wait_for(lambda: source.get_subscription_count() == 1, 10.0, "the subscription")
     for number in range(3):
         source.publish(Int32(data=number))
-    time.sleep(0.02)  # not for as long as the lease: within a process, only messages are signs of life
+        # In all, longer than the lease: within a process, only messages are signs of life.
+        time.sleep(0.02)
     assert heard == []
 
     def took(count: int) -> bool:
