@@ -94,21 +94,20 @@ def _wave(world: World, goal: Goal, now: np.ndarray, horizon: int, step: float) 
 
 def _as_actions(world: World, rows: np.ndarray) -> np.ndarray:
     """Absolute joints (h, n) as the embodiment's groups have them, (h, c)."""
-    groups = world.embodiment.actions
-    if all(group.kind != "eef_delta" for group in groups):
-        return rows
     now = [world.joint_positions[world.joint_names.index(name)] for name in world.body.channels]
-    positions, rotations = world.tool_poses(world.body.arms[0].name, np.vstack([now, rows]))
+    path = np.vstack([now, rows])
     parts = []
-    for group in groups:
+    for group in world.embodiment.actions:
+        reference = getattr(group, "reference", "absolute")
+        before = slice(0, -1) if reference == "previous_step" else slice(0, 1)
         if group.kind != "eef_delta":
-            columns = [world.body.channels.index(name) for name in getattr(group, "joints", ())]
-            parts.append(rows[:, np.array(columns)])
+            columns = np.array([world.body.channels.index(name) for name in getattr(group, "joints", ())])
+            start = 0.0 if reference == "absolute" else path[before][:, columns]
+            parts.append(rows[:, columns] - start)
             continue
         if group.rotation != "rpy":
             raise SimulationError(f"group {group.name}: the expert knows rotations as rpy only")
-        chained = group.reference == "previous_step"
-        before = slice(0, -1) if chained else slice(0, 1)
+        positions, rotations = world.tool_poses(world.body.arms[0].name, path)
         turns = rotations[1:] @ rotations[before].transpose(0, 2, 1)
         rpy = np.column_stack(
             [

@@ -33,6 +33,8 @@ class Wave(Touch):
     # The hand goes round: yaw by the first, elbow by the second [rad], in that time [s].
     swing = (0.35, 0.25)
     period = 2.4
+    # What the hand travels from one side to the other [m].
+    width = 0.2
     # How far to each side counts, and how far from raised the shoulder may be [rad]. turns: each side twice.
     side = 0.2
     loose = 0.3
@@ -48,8 +50,8 @@ class Wave(Touch):
         world.memory = {"turns": 0, "side": 0}
 
     def distance(self, world: World, goal: Goal) -> float:
-        """How many swings are missing."""
-        return float(self.turns - world.memory["turns"]) if goal.same(world.goal) else float(self.turns)
+        """How much of the hand's way from side to side is missing [m]."""
+        return self.width * (self.turns - (world.memory["turns"] if goal.same(world.goal) else 0))
 
     def near(self, world: World, goal: Goal) -> bool:
         if not goal.same(world.goal):
@@ -66,10 +68,8 @@ class Wave(Touch):
         return bool(memory["turns"] >= self.turns)
 
     def judge(self, world: World, goal: Goal, reached: bool) -> Outcome:
-        missing = self.distance(world, goal)
-        return Outcome(
-            reached, 0.0 if reached else missing, "waved" if reached else f"{missing:.0f} swings missing"
-        )
+        missing = 0.0 if reached else self.distance(world, goal)
+        return Outcome(reached, missing, "waved" if reached else f"{missing / self.width:.0f} swings missing")
 
     def posture(self, arm: str, phase: float, size: float = 1.0) -> dict[str, float]:
         """Joints of a waving arm at a phase [rad], on a way around of that size."""

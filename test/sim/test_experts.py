@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from qwen_vla_ros.sim import expert_chunk, expert_path, sample_states
+from qwen_vla_ros.embodiment import Embodiment, load_embodiment
+from qwen_vla_ros.sim import expert_chunk, expert_path, make_world, sample_states
 from qwen_vla_ros.sim.bodies import BODIES
 
 ALL = tuple(BODIES)
@@ -86,6 +87,27 @@ def test_sampled_states_are_varied_and_the_expert_knows_what_to_do(world_of, bod
         else:
             assert (state.base_pose == same.base_pose).all()
     assert np.std(seen, axis=0).max() > 0.1
+
+
+@pytest.mark.parametrize("reference", ["chunk_start", "previous_step"])
+def test_joints_relative_to_what_the_embodiment_says(reference):
+    absolute = load_embodiment("aloha_viperx")
+    document = absolute.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for group in document["actions"]:
+        if group["kind"] == "joint_position":
+            group["reference"] = reference
+    relative = Embodiment.model_validate(document)
+    chunks = []
+    for body in (absolute, relative):
+        with make_world(body) as world:
+            world.reset("reach_with_arm", 3)
+            now, names = world.joint_positions, world.joint_names
+            chunks.append(chunk_of(world))
+    now = now[[names.index(name) for name in absolute.joints]]
+    rows, changes = chunks
+    arms = np.array(["finger" not in name for name in absolute.joints])
+    expected = rows - now if reference == "chunk_start" else np.diff(np.vstack([now, rows]), axis=0)
+    np.testing.assert_allclose(changes, np.where(arms, expected, rows), atol=1e-9)
 
 
 def test_waypoints_are_poses_relative_to_the_base_now(world_of):
