@@ -22,6 +22,7 @@ from qwen_vla_ros.embodiment import (
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
+from qwen_vla_ros.training.demonstrations import HANDS
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.losses import Grounding
 
@@ -96,6 +97,10 @@ class BodyDemonstrations:
         # A joint that hardly moves is not blown up.
         spread = np.maximum(state.std(axis=0), _LEAST_SPREAD)
         self._joints = ((state - state.mean(axis=0)) / spread).astype(np.float32)
+        # Where among the objects each hand is. Shape (pictures, hands).
+        numbers = [self.meta.classes.index(name) for name in HANDS.values() if name in self.meta.classes]
+        there = self._arrays["classes"][:, None] == np.array(numbers, dtype=np.int8)[:, None]
+        self._hands = there.argmax(axis=2)[:, there.any(axis=(0, 2))]
         self._goals = (self._arrays["tasks"] >= 0).sum(axis=1)
         if not self._goals.all():
             raise TrainingError(f"{folder}: picture {int(self._goals.argmin())} has no goal")
@@ -143,9 +148,22 @@ class BodyDemonstrations:
                 named_pixel=torch.from_numpy(data["pixels"][of, 0, target]),
                 named_visible=torch.from_numpy(data["visible"][of, 0, target] & (target >= 0)),
                 named_place=torch.from_numpy(data["places"][of, target]),
+                named_offset=torch.from_numpy(self._offsets(of, target)),
                 joints=torch.from_numpy(self._joints[rows]),
             ),
         )
+
+    @property
+    def hands(self) -> int:
+        """How many the body has."""
+        return self._hands.shape[1]
+
+    def _offsets(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """From each hand to the target, NaN without one. Shape (b, hands, 3) [m]."""
+        places = self._arrays["places"]
+        found = places[rows, targets][:, None] - places[rows[:, None], self._hands[rows]]
+        found[targets < 0] = np.nan
+        return found
 
     def draw_text(self, rng: np.random.Generator, count: int) -> TextBatch:
         """`count` goals at random, without their pictures."""

@@ -43,11 +43,13 @@ class OptimiserConfiguration(_Strict):
 
 
 class LossConfiguration(_Strict):
-    """Weights of the losses."""
+    """Weights of the losses, and `near`: the motion at which a chunk counts half of one that rests, in flow
+    and action [normalised]; 0: all chunks count alike."""
 
     flow: float = Field(default=1.0, ge=0.0)
     action: float = Field(default=1.0, ge=0.0)
     grounding: float = Field(default=0.5, ge=0.0)
+    near: float = Field(default=0.0, ge=0.0)
 
 
 class FlowConfiguration(_Strict):

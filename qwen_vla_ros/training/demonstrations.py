@@ -56,7 +56,7 @@ _FILL: dict[str, Any] = {
     "places": 0.0,
 }
 # Arms of a body and what their ends are called.
-_HANDS = {None: "hand", "left": "left hand", "right": "right hand"}
+HANDS = {None: "hand", "left": "left hand", "right": "right hand"}
 # The axis along which they are counted, after that of pictures.
 _RAGGED = {name: 1 if name in ("pixels", "visible") else 0 for name in _FILL}
 _FIELDS = (
@@ -145,7 +145,7 @@ def make(
             image_size=[list(camera.size) for camera in embodiment.cameras],
             channels=list(embodiment.layout.names),
             joints=list(world.joint_names),
-            classes=[*classes(), *_HANDS.values()],
+            classes=[*classes(), *HANDS.values()],
             horizon=embodiment.horizon,
             step=1.0 / embodiment.control_rate,
         )
@@ -378,7 +378,7 @@ def _grounding(world: Any, meta: Meta) -> dict[str, np.ndarray]:
     hands = [arm.name for arm in world.body.arms]
     centres = np.stack([*(position for position, _ in world.objects.values()), *map(world.tool, hands)])
     names = [f"{thing.colour} {thing.kind}" for thing in world.things.values()]
-    names += [_HANDS[hand] for hand in hands]
+    names += [HANDS[hand] for hand in hands]
     pixels, visible = [], []
     for view, size in zip(meta.views, meta.image_size, strict=True):
         found, in_front = world.project(view, centres)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 # Errors below this count squared, larger ones in proportion [normalised units].
 _BETA = 0.1
+# Distance at which an error in it counts half of one at the object; up to which it is told [m].
+_CLOSE, _LOOKED_AT = 0.05, 0.15
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Grounding:
         named_pixel: Of the named object, in the first view. Shape (b, 2).
         named_visible: Shape (b,).
         named_place: From the robot's base [m]. Shape (b, 3).
+        named_offset: From each hand to the named object [m], NaN where there is no such hand or object. Shape
+            (b, hands, 3).
         joints: Of the robot in the picture, standardised per joint over the demonstrations. Shape (n, j).
     """
 
@@ -39,6 +43,7 @@ class Grounding:
     named_pixel: Tensor
     named_visible: Tensor
     named_place: Tensor
+    named_offset: Tensor
     joints: Tensor
 
 
@@ -49,10 +54,12 @@ class TrainingHeads(nn.Module):
         width: Of the backbone's states.
         classes: Number of colours times kinds.
         horizon, channels: H, K of the action tensor.
-        joints: Of the body that has most.
+        joints, hands: Of the body that has most.
     """
 
-    def __init__(self, width: int, classes: int, horizon: int, channels: int, joints: int) -> None:
+    def __init__(
+        self, width: int, classes: int, horizon: int, channels: int, joints: int, hands: int
+    ) -> None:
         super().__init__()
         self.shape = (horizon, channels)
         self.classes = classes
@@ -62,22 +69,52 @@ class TrainingHeads(nn.Module):
         )
         self.place = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 5))
         self.joints = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, joints))
+        self.offset = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3 * hands))
 
 
-def action_loss(heads: TrainingHeads, last: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def nearness(actions: Tensor, mask: Tensor, near: float) -> Tensor:
+    """What each chunk counts: the less it moves, the more, as its errors must be smaller.
+
+    A millimetre that a gripper misses is nothing to the mean of errors on the way.
+
+    Args:
+        actions: Normalised. Shape (b, H, K).
+        mask: Shape (b, H, K).
+        near: Motion at which a chunk counts half of one that rests [normalised]; 0: all alike.
+
+    Returns:
+        Mean 1. Shape (b,).
+    """
+    if not near:
+        return actions.new_ones(len(actions))
+    rows, channels = int(mask[0].any(dim=1).sum()), mask[0].any(dim=0)
+    chunk = actions[:, :rows, channels]
+    # The fifth of the channels that moves most is left out: a gripper that closes is no long way.
+    motion = (chunk - chunk[:, -1:]).abs().amax(dim=1).quantile(0.8, dim=1)
+    weights = near / (near + motion)
+    return weights / weights.mean()
+
+
+def action_loss(
+    heads: TrainingHeads, last: Tensor, actions: Tensor, mask: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The chunk read off the last text token.
 
     Args:
         last: Shape (b, d).
         actions: Normalised. Shape (b, H, K).
         mask: True where an action is. Shape (b, H, K).
+        weights: Of the chunks. Shape (b,).
 
     Returns:
-        Loss, and the mean absolute error in normalised units.
+        Loss, and the mean absolute error in normalised units, of all chunks alike and by their weights.
     """
-    error = (heads.action(last).view(-1, *heads.shape) - actions)[mask]
-    loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA)
-    return loss, error.detach().abs().mean()
+    error = torch.where(mask, heads.action(last).view(-1, *heads.shape) - actions, 0.0)
+    count = mask.flatten(1).sum(dim=1).clamp(min=1)
+    loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="none")
+    missed = error.detach().abs().flatten(1).sum(dim=1) / count
+    mean = (loss.flatten(1).sum(dim=1) / count * weights).mean()
+    return mean, missed.mean(), (missed * weights).mean()
 
 
 def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, grid: tuple[int, int]) -> Tensor:
@@ -128,6 +165,28 @@ def place_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tupl
     error = torch.where(seen[:, None], read - target, 0.0)
     loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / (2 * count)
     return loss, (error.detach()[:, :2] / 2).norm(dim=-1).sum() / count
+
+
+def offset_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:
+    """How far each hand is from the named object, read off the last text token.
+
+    Returns:
+        Loss, and the mean distance by which the nearest offsets, within 15 cm, are missed [m].
+    """
+    offset = grounding.named_offset
+    known = offset.isfinite().all(dim=-1)
+    if not known.any():
+        return last.new_zeros(()), last.new_zeros(())
+    offset = torch.where(known[..., None], offset, 0.0)
+    far = offset.norm(dim=-1, keepdim=True)
+    read = heads.offset(last).view(len(last), -1, 3)[:, : offset.shape[1]]
+    # A centimetre counts where it matters: one near the object as much as several far from it.
+    scale = 1.0 / (_CLOSE + far)
+    error = torch.where(known[..., None], (read - offset) * scale, 0.0)
+    loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / known.sum()
+    close = known & (far[..., 0] < _LOOKED_AT)
+    missed = (error.detach() / scale).norm(dim=-1)
+    return loss, (missed * close).sum() / close.sum().clamp(min=1)
 
 
 def posture_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:

@@ -38,13 +38,15 @@ from qwen_vla_ros.training.losses import (
     TrainingHeads,
     action_loss,
     last_token,
+    nearness,
+    offset_loss,
     place_loss,
     posture_loss,
     token_loss,
 )
 from qwen_vla_ros.training.schedule import learning_rate
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class Trainer:
@@ -83,10 +85,11 @@ class Trainer:
         expert = model.config.action_expert
         classes = max(len(body.meta.classes) for body in self.bodies.values())
         joints = max(len(body.meta.joints) for body in self.bodies.values())
+        hands = max(body.hands for body in self.bodies.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)
             width = model.config.backbone.text_config.hidden_size
-            heads = TrainingHeads(width, classes, expert.horizon, expert.channels, joints)
+            heads = TrainingHeads(width, classes, expert.horizon, expert.channels, joints, hands)
         self.heads = heads.to(self._device)
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.step = 0
@@ -119,18 +122,23 @@ class Trainer:
             model, batch.prompts, features.view(n, -1, features.shape[-1]), branches
         )
         last = last_token(context.hidden, context.mask)
-        action, action_error = action_loss(self.heads, last, batch.actions, batch.mask)
+        near = nearness(batch.actions, batch.mask, weights.near)
+        action, action_error, near_error = action_loss(self.heads, last, batch.actions, batch.mask, near)
         grid = tuple((batch.image_grid_thw[0, 1:] // self.processor.config.merge_size).tolist())
         tokens = token_loss(self.heads, features.view(n, views, grid[0] * grid[1], -1), batch.grounding, grid)
         place, place_error = place_loss(self.heads, last, batch.grounding)
+        offset, offset_error = offset_loss(self.heads, last, batch.grounding)
         posture, posture_error = posture_loss(self.heads, last, batch.grounding)
-        total = weights.action * action + weights.grounding * (tokens + place + posture)
+        total = weights.action * action + weights.grounding * (tokens + place + offset + posture)
         found = {
             "action": action,
             "action_error": action_error,
+            "near_error": near_error,
             "tokens": tokens,
             "place": place,
             "place_error": place_error,
+            "offset": offset,
+            "offset_error": offset_error,
             "posture": posture,
             "posture_error": posture_error,
         }
@@ -139,10 +147,11 @@ class Trainer:
             order = torch.arange(len(batch.actions), device=context.hidden.device) % branches
             rows = order < self.configuration.batch.flow_prompts_per_image
             part = VLMContext(context.hidden[rows].float(), context.mask[rows], context.positions[:, rows])
-            flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator).loss
-            assert flow is not None
-            total = total + weights.flow * flow
-            found["flow"] = flow
+            flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator)
+            assert flow.loss is not None
+            assert flow.sample_loss is not None
+            total = total + weights.flow * (flow.sample_loss * near[rows]).mean()
+            found["flow"] = flow.loss
         return {"loss": total, **found}
 
     def run(

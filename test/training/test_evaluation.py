@@ -34,6 +34,16 @@ def test_seed_decides_every_episode():
     assert first == again
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("franka_panda", "reach"), ("aloha_viperx", "reach_with_arm"), ("tiago_base", "drive")],
+)
+def test_the_shipped_checkpoint_reaches_what_is_named(name, task):
+    """A change of limits or of timing may spoil it, as weights may."""
+    found = Evaluator().run(Case(load_embodiment(name), task), 10, seed=31000)
+    assert found.successes >= 9, found.summary()
+
+
 def test_held_out_words():
     found = Evaluator().run(case("franka_panda", setting="full", wording="held-out"), 1, seed=70)
     words = found.episodes[0].instruction
