@@ -438,8 +438,7 @@ class Conductor:
         self.set_state(State.STATE_FAULT, trouble)
 
     def _write(self, commands: list[Command], now: float) -> None:
-        for command in commands:
-            self.watchdog.note(command)
+        self.watchdog.note(commands, now)
         if not self._writers or not commands:
             return  # a dry run, or nothing new to say
         stamp = self._node.stamp(now) if self._stamped else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,8 +71,10 @@ class Watchdog:
         self._embodiment, self._follower, self._writers = embodiment, follower, writers
         self._max_tracking_error = max_tracking_error
         joints = embodiment.joints
-        # As measured, and the stamp of it; as commanded. NaN while unknown. Shapes (n,).
+        # As measured, and the stamp of it; as commanded last. NaN while unknown. Shapes (n,).
         self._value, self._stamp, self._commanded = np.full((3, len(joints)), np.nan)
+        # What was commanded when, as far back as a joint state may come from.
+        self._commands: deque[tuple[float, np.ndarray]] = deque()
         self._oldest = self._newest = -math.inf if joints else math.inf
         # Where the joints of a message and of a group are among all.
         self._places: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
@@ -131,15 +134,24 @@ class Watchdog:
         self.heartbeat.hear()
         self.policy = message
 
-    def note(self, command: Command) -> None:
-        """A command that was written."""
-        if isinstance(command, JointCommand):
-            self._commanded[self._parts[command.group]] = command.position
+    def note(self, commands: Sequence[Command], now: float) -> None:
+        """Commands that were written."""
+        for command in commands:
+            if isinstance(command, JointCommand):
+                self._commanded[self._parts[command.group]] = command.position
+        past = self._commands
+        while past and past[-1][0] >= now:
+            past.pop()  # the clock went back
+        past.append((now, self._commanded.copy()))
+        # One from before the oldest state that counts stays.
+        while len(past) > 1 and past[1][0] <= now - self._embodiment.state.max_age:
+            past.popleft()
 
     def begin(self) -> None:
         """A new task or motion: what was wrong before does not count."""
         self._joint_trouble = None
         self._commanded[:] = np.nan
+        self._commands.clear()
         self._astray_since = math.nan
         self._looked, self._in_controllers = -math.inf, None
 
@@ -162,7 +174,7 @@ class Watchdog:
         wall = time.monotonic()
         if wall - self._looked > LOOK_PERIOD:
             self._looked = wall
-            self._in_controllers = self._find_in_controllers() or self._find_astray(now)
+            self._in_controllers = self._find_in_controllers() or self._find_astray()
         return self._find_in_joints(now) or self._find_in_odometry(now) or self._in_controllers
 
     def _find_in_controllers(self) -> Trouble | None:
@@ -234,17 +246,18 @@ class Watchdog:
             passing=True,
         )
 
-    def _find_astray(self, now: float) -> Trouble | None:
+    def _find_astray(self) -> Trouble | None:
         if not self._max_tracking_error or not self._embodiment.joints:
             return None
-        error = np.abs(self._commanded - self._value)
+        error = np.abs(self._commanded_at_stamps() - self._value)
         # NaN where nothing was commanded.
         if not np.fmax.reduce(error) > self._max_tracking_error:
             self._astray_since = math.nan
             return None
-        if math.isnan(self._astray_since):
-            self._astray_since = now
-        if now - self._astray_since <= TRACKING_PATIENCE:
+        # By the robot's own time, that of its states: what comes late is not astray. A clock may go back.
+        since = self._astray_since
+        self._astray_since = self._oldest if math.isnan(since) else min(since, self._oldest)
+        if self._oldest - self._astray_since <= TRACKING_PATIENCE:
             return None
         worst = int(np.nanargmax(error))
         return Trouble(
@@ -253,6 +266,16 @@ class Watchdog:
             f"{self._max_tracking_error} for {TRACKING_PATIENCE} s; is it blocked, or its controller not "
             "following?",
         )
+
+    def _commanded_at_stamps(self) -> np.ndarray:
+        """What each joint had been told when its state was measured, NaN where nothing. Shape (n,)."""
+        found = np.full_like(self._value, np.nan)
+        for stamp in {stamp for stamp in self._stamp.tolist() if not math.isnan(stamp)}:
+            row = next((row for told, row in reversed(self._commands) if told <= stamp), None)
+            if row is not None:
+                of = self._stamp == stamp
+                found[of] = row[of]
+        return found
 
     def _find_in_policy(self, task_id: int, chunks: int) -> Trouble | None:
         policy, body = self.policy, self._embodiment
