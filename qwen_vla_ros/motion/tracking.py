@@ -13,6 +13,10 @@ from .stop import AxisState, Brake, Limits, MotionError
 # Targets stay this far inside velocity limits, so that the planner never starts on a bound [fraction].
 VELOCITY_MARGIN = 0.98
 
+# A plan is followed for so long before the next is made [s]: to plan is most of what a period costs, and a fast
+# loop need not do it in each.
+PLAN_PERIOD = 0.008
+
 # A position may miss its bound by what the planner may miss its target by, once and not anew at every step.
 POSITION_TOLERANCE = 1e-8
 
@@ -47,6 +51,10 @@ class JointTracker:
         self._all_input = _input(limits)
         self._all_input.minimum_duration = horizon
         self._in_time = horizon * (1 + 1e-9)
+        # How often a plan of all axes is followed, how often it has been, for which axes, and to which state.
+        self._most_steps = max(1, int(PLAN_PERIOD / period * (1 + 1e-9)))
+        self._steps, self._covered = 0, np.zeros(n, dtype=bool)
+        self._stepped: AxisState | None = None
         self._planner, self._plan = ruckig.Ruckig(1), ruckig.Trajectory(1)
         self._inputs = [_input(limits, slice(axis, axis + 1)) for axis in range(n)]
         self._target_velocity = limits.velocity * VELOCITY_MARGIN
@@ -109,7 +117,8 @@ class JointTracker:
         if astray.any():
             after = self._or_brake(after, ~astray)
             self.clamps += astray
-        self.state = after
+            self._steps = 0
+        self.state = self._stepped = after
         return after
 
     def brake(self) -> AxisState:
@@ -128,6 +137,12 @@ class JointTracker:
 
     def _towards(self, position: np.ndarray, velocity: np.ndarray) -> tuple[AxisState, np.ndarray]:
         """The state one period on, and for which axes a way to it was found. Shape (n,)."""
+        if 0 < self._steps < self._most_steps and self.state is self._stepped:
+            self._steps += 1
+            after, sound = self._along(self._covered)
+            if (sound == self._covered).all():
+                return after, sound
+        self._steps = 0
         state = self.state
         arrived = np.zeros(len(position), dtype=bool)
         for axis in np.flatnonzero(velocity == 0).tolist():
@@ -144,15 +159,13 @@ class JointTracker:
             else:
                 in_time = True
             if in_time:
-                after = AxisState(*map(np.array, self._all_plan.at_time(self.period)))
-                # False for NaN, too.
-                found = (
-                    todo
-                    & (np.abs(after.velocity) <= self.limits.velocity)
-                    & (np.abs(after.acceleration) <= self._most_acceleration)
-                    & (np.abs(after.position) < np.inf)
-                )
+                self._steps = 1
+                after, found = self._along(todo)
         left = np.flatnonzero(~(arrived | found)).tolist()
+        # A plan of its own is made anew in each period.
+        self._covered = found.copy()
+        if left:
+            self._steps = 0
         if left and after is state:
             after = AxisState(state.position.copy(), state.velocity.copy(), state.acceleration.copy())
         for axis in left:
@@ -161,6 +174,18 @@ class JointTracker:
                 after.position[axis], after.velocity[axis], after.acceleration[axis] = step
                 found[axis] = True
         return after, found
+
+    def _along(self, axes: np.ndarray) -> tuple[AxisState, np.ndarray]:
+        """The state on the plan of all axes, and in which of `axes` it is within the limits. Shape (n,)."""
+        after = AxisState(*map(np.array, self._all_plan.at_time(self._steps * self.period)))
+        # False for NaN, too.
+        sound = (
+            axes
+            & (np.abs(after.velocity) <= self.limits.velocity)
+            & (np.abs(after.acceleration) <= self._most_acceleration)
+            & (np.abs(after.position) < np.inf)
+        )
+        return after, sound
 
     def _arrived(self, axis: int, position: float) -> bool:
         # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the

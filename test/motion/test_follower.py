@@ -12,6 +12,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.motion.follower import ChunkRefused, Follower, UnsupportedGroup
 
 PANDA = load_embodiment("franka_panda")
+FAST = PANDA.model_copy(update={"command_rate": 250.0})
 TIAGO = load_embodiment("tiago_base")
 WIDOWX = load_embodiment("widowx")
 
@@ -110,7 +111,7 @@ def test_rests_within_the_ramp_that_is_allowed_wherever_it_begins(name, seed, si
     robot.check()
 
 
-@pytest.mark.parametrize("body", [PANDA, TIAGO], ids=lambda body: body.name)
+@pytest.mark.parametrize("body", [PANDA, FAST, TIAGO], ids=["panda", "panda at 250 Hz", "tiago"])
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(sequence=st.lists(chunks, min_size=1, max_size=8))
 def test_any_sequence_of_chunks_keeps_the_limits(body, sequence):
