@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import math
 import threading
 import time
 from collections import deque
@@ -33,6 +34,9 @@ GOAL_PERIOD = 0.1
 
 # How long after the last command what was sent, and whether it was refused, is forgotten [s].
 FORGET_PERIOD = 1.0
+
+# How often a set-point that is held is said again [s]: one message may be lost, a hundred in a second cost.
+REPEAT_PERIOD = 0.1
 
 # How long an answer to "is the action server there" counts [s].
 LOOK_PERIOD = 0.1
@@ -174,12 +178,14 @@ class TopicWriter:
     Attributes:
         topic: resolved name.
         kind: controller type, as in the YAML.
-        stamped: its messages hold the time of the command; others may be written without.
+        stamped: its messages hold the time of the command; others may be written without. These are set-points
+            of joints, which their controllers hold.
     """
 
     def __init__(self, node: Node, group: Any, period: float):
         self.kind = group.controller.type
         self.stamped = self.kind not in ("joint_trajectory", "forward_command")
+        self._said, self._held = -math.inf, np.zeros(0)
         choice = _TOPICS[self.kind]
         message_type, make = choice[group.controller.stamped] if self.kind.endswith("_drive") else choice
         self._messages = _Messages(group, period)
@@ -193,6 +199,12 @@ class TopicWriter:
         return self._publisher.get_subscription_count() > 0
 
     def write(self, command: Command, stamp: Any) -> None:
+        """Publish it; a set-point that is held is said again every `REPEAT_PERIOD` only."""
+        if not self.stamped:
+            now, set_point = time.monotonic(), command.position
+            if now - self._said < REPEAT_PERIOD and np.array_equal(set_point, self._held):
+                return
+            self._said, self._held = now, set_point
         self._publisher.publish(self._make(command, stamp))
 
     def hear_frame(self, odometry: str) -> None:

@@ -102,6 +102,27 @@ def test_names_in_messages_are_those_of_the_controller():
     ]
 
 
+def test_a_set_point_that_is_held_is_said_again_now_and_then(monkeypatch):
+    controllers = pytest.importorskip("qwen_vla_ros.nodes.controllers")
+    now, sent = [0.0], []
+    monkeypatch.setattr(controllers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    publisher = SimpleNamespace(topic_name="t", publish=lambda message: sent.append(now[0]))
+    node = SimpleNamespace(create_publisher=lambda *_: publisher)
+    writer = controllers.TopicWriter(node, load_embodiment("aloha_viperx").actions[0], 0.01)
+
+    def say(position: float, times: int) -> None:
+        for _ in range(times):
+            writer.write(JointCommand("left_arm", np.full(6, position), np.zeros(6)), None)
+            now[0] += 0.01
+
+    say(0.5, 25)
+    assert sent == pytest.approx([0.0, 0.1, 0.2], abs=0.011)
+    say(0.6, 1)
+    say(0.7, 1)
+    say(0.6, 2)
+    assert sent[3:] == pytest.approx([0.25, 0.26, 0.27])
+
+
 def test_joint_states_that_share_names_are_told_apart_by_topic():
     watchdog = pytest.importorskip("qwen_vla_ros.nodes.watchdog")
     body = load_embodiment("mobile_aloha")
