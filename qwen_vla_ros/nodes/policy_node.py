@@ -29,7 +29,7 @@ from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode, decode_depth
-from .priority import LIFE, run_first
+from .priority import DDS, LIFE, go_first, in_turn, run_first
 
 Result = ExecuteTask.Result
 State = PolicyStatus
@@ -109,6 +109,14 @@ class PolicyNode(BodyNode):
             0.0,
             1000.0,
         )
+        declare(
+            self,
+            "realtime_priority",
+            10,
+            "SCHED_FIFO priority of all that is not the model: callbacks, decoding, publishing; 0 for none",
+            0,
+            99,
+        )
         self._load = load
         self._diagnostics: Diagnostics | None = None
         self._policy: Any = None
@@ -117,6 +125,7 @@ class PolicyNode(BodyNode):
         self._entities: list = []
         self._clockwork: list = []
         self._thread: threading.Thread | None = None
+        self._priority = 0
         self._stop = threading.Event()
         self._work: _Work | None = None
         self._sequence = 0
@@ -197,6 +206,8 @@ class PolicyNode(BodyNode):
             self._entities.append(
                 self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, qos.LATCHED)
             )
+        # What is short need not wait for what is long, the model here or elsewhere on the machine.
+        self._priority = self._take_priority(self.value("realtime_priority"))
         self._inference, self._skew = Window(), Window()
         self._counted = {camera.view: (time.monotonic(), 0) for camera in self.embodiment.cameras}
         parts = {"cameras": self._camera_health, "model": self._model_health}
@@ -223,6 +234,21 @@ class PolicyNode(BodyNode):
             self._inbox.arrived.set()
             self._thread.join()
             self._thread = None
+        if self._priority:
+            go_first(0)
+
+    def _take_priority(self, priority: int) -> int:
+        """Give it to the thread that calls and to the middleware's; 0 where the system does not allow it."""
+        if priority:
+            try:
+                run_first(priority, DDS)
+                go_first(priority)
+            except OSError as error:
+                self.get_logger().info(
+                    f"runs without real-time priority {priority} ({error}); docs/nodes.md says how to allow it"
+                )
+                return 0
+        return priority
 
     def cleanup(self) -> None:
         self._policy = self._inbox = self._motion = None
@@ -391,6 +417,7 @@ class PolicyNode(BodyNode):
     # Inference
 
     def _think(self) -> None:
+        go_first(self._priority)
         while not self._stop.is_set():
             # A new image may be what was waited for; the timeout serves chunks that fall due in between.
             self._inbox.arrived.wait(0.01)
@@ -422,7 +449,8 @@ class PolicyNode(BodyNode):
         depth = decode_depth(self.embodiment, views)
         observation = Observation(images, work.instruction, views.oldest, self._state(), depth)
         options = {} if (plan := self._plan(work, views.oldest)) is None else {"plan": plan}
-        chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks, **options)
+        with in_turn():
+            chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks, **options)
         check_chunk(chunk, self.embodiment)
         data = denormalise(chunk, self._policy.statistics)
         work.inference_time = time.perf_counter() - began

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-# Fast DDS gives its signs of life from a thread of this name.
-LIFE = "dds.ev"
+# Threads of Fast DDS, and the one of them that gives its signs of life.
+DDS, LIFE = "dds.", "dds.ev"
 
 
 def run_first(priority: int, names: str = "") -> None:
@@ -26,3 +28,27 @@ def run_first(priority: int, names: str = "") -> None:
                 os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
+
+
+def go_first(priority: int) -> None:
+    """Run the calling thread before all others that want the processor (SCHED_FIFO); with 0, in its turn.
+
+    Raises:
+        OSError: The system does not allow it.
+    """
+    kind = os.SCHED_FIFO if priority else os.SCHED_OTHER
+    os.sched_setscheduler(0, kind, os.sched_param(priority))
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the calling thread, and threads that it makes, wait for the processor like all others meanwhile."""
+    priority = os.sched_getparam(0).sched_priority
+    if not priority:
+        yield
+        return
+    go_first(0)
+    try:
+        yield
+    finally:
+        go_first(priority)
