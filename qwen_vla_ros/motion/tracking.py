@@ -13,8 +13,8 @@ from .stop import AxisState, Brake, Limits, MotionError
 # Targets stay this far inside velocity limits, so that the planner never starts on a bound [fraction].
 VELOCITY_MARGIN = 0.98
 
-# A plan is followed for so long before the next is made [s]: to plan is most of what a period costs, and a fast
-# loop need not do it in each.
+# A plan is followed for so long before the next is made [s]: to plan is most of what a period costs, and a
+# fast loop need not do it in each.
 PLAN_PERIOD = 0.008
 
 # A position may miss its bound by what the planner may miss its target by, once and not anew at every step.

@@ -178,8 +178,8 @@ class TopicWriter:
     Attributes:
         topic: resolved name.
         kind: controller type, as in the YAML.
-        stamped: its messages hold the time of the command; others may be written without. These are set-points
-            of joints, which their controllers hold.
+        stamped: its messages hold the time of the command; others may be written without. These are
+            set-points of joints, which their controllers hold.
     """
 
     def __init__(self, node: Node, group: Any, period: float):

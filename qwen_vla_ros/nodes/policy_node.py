@@ -244,9 +244,8 @@ class PolicyNode(BodyNode):
                 run_first(priority, DDS)
                 go_first(priority)
             except OSError as error:
-                self.get_logger().info(
-                    f"runs without real-time priority {priority} ({error}); docs/nodes.md says how to allow it"
-                )
+                how = "docs/nodes.md says how to allow it"
+                self.get_logger().info(f"runs without real-time priority {priority} ({error}); {how}")
                 return 0
         return priority
 
