@@ -56,8 +56,10 @@ class _Constant(ScriptedPolicy):
         self._preparation = Preparation.from_folder(resources.checkpoints_directory() / "qwen_vla_tiny")
         self.ready = self.done = 0.0
 
+    def resize(self, view: str, image: Any) -> Any:
+        return self._preparation.resize(view, image)
+
     def infer(self, observation: Observation, seed: int | None = None, plan: Any = None) -> Any:
-        self._preparation.frames(list(observation.images.items()))
         self.ready = time.time()
         time.sleep(MODEL_TIME)
         self.done = time.time()

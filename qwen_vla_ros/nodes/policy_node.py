@@ -444,6 +444,7 @@ class PolicyNode(BodyNode):
     def _infer(self, work: _Work, views: Any) -> None:
         began = time.perf_counter()
         images = decode(self.embodiment, views)
+        images = {view: self._policy.resize(view, image) for view, image in images.items()}
         seed = self.value("seed")
         depth = decode_depth(self.embodiment, views)
         observation = Observation(images, work.instruction, views.oldest, self._state(), depth)

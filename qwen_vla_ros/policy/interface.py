@@ -108,6 +108,17 @@ class Policy(Protocol):
         """
         ...
 
+    def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image at the size at which the model sees the view. Both uint8, shape (h, w, 3).
+
+        `infer` takes images of any size; a caller that has time before the model has may bring them to this
+        one.
+
+        Raises:
+            ObservationError: The image is malformed.
+        """
+        ...
+
     def infer(
         self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
     ) -> NDArray[np.float32]:

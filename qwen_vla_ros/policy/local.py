@@ -188,6 +188,12 @@ class LocalPolicy:
         tensors = self._processor.prompts([(text, views)])
         return {name: tensor.to(self._model.device) for name, tensor in tensors.items()}
 
+    def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        try:
+            return self._processor.resize(view, image)
+        except ProcessorError as error:
+            raise ObservationError(f"observation: {error}") from error
+
     def infer(
         self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
     ) -> NDArray[np.float32]:

@@ -199,6 +199,12 @@ class OnnxPolicy:
             self._body, self._own, self._mask, self._graphs = before
             raise
 
+    def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        try:
+            return self._preparation.resize(view, image)
+        except ProcessorError as error:
+            raise ObservationError(f"observation: {error}") from error
+
     def infer(
         self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
     ) -> NDArray[np.float32]:

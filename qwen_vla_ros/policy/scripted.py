@@ -84,6 +84,9 @@ class ScriptedPolicy:
         )
         self._embodiment, self._swings, self._told = embodiment, swings, ""
 
+    def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return image
+
     def infer(
         self, observation: Observation, seed: int | None = None, plan: Continuation | None = None
     ) -> NDArray[np.float32]:

@@ -190,6 +190,14 @@ def test_a_refused_body_leaves_the_old_one_in_service(policy: LocalPolicy, panda
     np.testing.assert_array_equal(policy.infer(observe(panda), seed=0), before)
 
 
+def test_images_may_be_brought_to_size_before(policy: LocalPolicy, panda: Embodiment) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    images = [image, policy.resize("ego", image)]
+    assert images[1].shape == (128, 128, 3)
+    chunks = [policy.infer(observe(panda, images={"ego": each}), seed=1) for each in images]
+    np.testing.assert_array_equal(*chunks)
+
+
 def test_missing_view(policy: LocalPolicy, panda: Embodiment) -> None:
     with pytest.raises(ObservationError, match="no image of view 'ego'"):
         policy.infer(observe(panda, images={}))
@@ -198,6 +206,8 @@ def test_missing_view(policy: LocalPolicy, panda: Embodiment) -> None:
 def test_malformed_image(policy: LocalPolicy, panda: Embodiment) -> None:
     with pytest.raises(ObservationError, match=r"view 'ego': expected uint8 \(h, w, 3\), found float64"):
         policy.infer(observe(panda, images={"ego": np.zeros((8, 8, 3))}))
+    with pytest.raises(ObservationError, match=r"view 'ego': expected uint8 \(h, w, 3\), found float64"):
+        policy.resize("ego", np.zeros((8, 8, 3)))
 
 
 @pytest.mark.parametrize("instruction", ["", "  ", "x" * 10_000, "reach <|image_pad|>"])

@@ -67,6 +67,16 @@ def difference(monkeypatch, folder: Path, checkpoint: Path, body_name: str, impl
     return worst
 
 
+def test_images_may_be_brought_to_size_before(shipped: Path) -> None:
+    policy = OnnxPolicy.load(shipped, "cpu", threads=1)
+    policy.configure(load_embodiment("franka_panda"))
+    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    images = [image, policy.resize("ego", image)]
+    assert images[1].shape == (128, 128, 3)
+    chunks = [policy.infer(Observation({"ego": each}, "reach the red cube", 0.0), seed=1) for each in images]
+    np.testing.assert_array_equal(*chunks)
+
+
 @pytest.mark.parametrize("body", ["franka_panda", "unitree_g1"])
 def test_shipped_checkpoint(monkeypatch, shipped: Path, body: str) -> None:
     checkpoint = resources.checkpoints_directory() / "qwen_vla_tiny"
