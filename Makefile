@@ -29,7 +29,7 @@ ros_tests := test/bench test/demo test/nodes test/packaging
 free_tests := $(filter-out $(ros_tests),$(patsubst %/,%,$(wildcard test/*/)))
 pytest := tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml
 
-.PHONY: help setup demo test faults lint bench clean
+.PHONY: help setup demo test faults lint bench checkpoint clean
 
 help:
 	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED= SETTING='
@@ -37,6 +37,7 @@ help:
 	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
 	@echo 'make bench    benchmarks, also as out/bench.json'
+	@echo 'make checkpoint  make the shipped weights from nothing, in hours   OUT=out/checkpoint'
 	@echo 'make setup    only what the others need first'
 	@echo 'make clean    remove the environment and everything built'
 	@echo
@@ -72,6 +73,9 @@ lint: setup
 
 bench: setup
 	@tools/with_ros python -m qwen_vla_ros.bench
+
+checkpoint: setup
+	@PATH=$(CURDIR)/$(bin):$$PATH tools/make_checkpoint $(or $(OUT),out/checkpoint)
 
 clean:
 	rm -rf .venv$(suffix) .colcon$(suffix) out .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

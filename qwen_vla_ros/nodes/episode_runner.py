@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,12 +118,20 @@ class EpisodeRunner(Node):
         super().destroy_node()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until policy, executor and world report; raises `EpisodeError` after `timeout` [s]."""
+        """Wait until policy, executor and world report, and frames are counted.
+
+        Raises:
+            EpisodeError: after `timeout` [s].
+        """
         self._wait(lambda: self._world is not None, timeout, "the world (topic world_status)")
         self._wait(lambda: self._policy is not None, timeout, "the policy (topic policy_status)")
         self._wait(lambda: self._executor is not None, timeout, "the executor (topic executor_status)")
         self._wait(self._reset.service_is_ready, timeout, "the service reset_world")
         self._wait(self._execute.server_is_ready, timeout, "the action execute_task")
+        for camera in self._embodiment.cameras:
+            if camera.required:
+                what = f"images of {camera.view}, here and at the policy"
+                self._wait(partial(self._sees, camera.view), timeout, what)
 
     def run_episode(self, task: str, seed: int, instruction: str = "", time_limit: float = 0.0) -> Episode:
         """Run one episode to success or to its time limit.
@@ -229,6 +238,9 @@ class EpisodeRunner(Node):
             view: (int(frames), stamp - age)
             for view, frames, age in zip(status.views, status.frames, status.ages, strict=True)
         }
+
+    def _sees(self, view: str) -> bool:
+        return bool(self._frame_stamps[view]) and self._received().get(view, (0, 0.0))[0] > 0
 
     def _count_frames(self, episode: Episode, before: dict[str, tuple[int, float]]) -> None:
         half_step = 1e-3

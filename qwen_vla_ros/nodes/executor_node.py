@@ -86,7 +86,7 @@ class ExecutorNode(BodyNode):
         declare(
             self,
             "policy_lease",
-            0.05,
+            0.07,
             "Silence of a policy whose process gives no sign of life, before it counts as dead [s]",
             0.05,
             10.0,
