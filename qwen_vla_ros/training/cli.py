@@ -28,7 +28,7 @@ def make(
     out: Annotated[Path, typer.Option(help="Folder to write to; an interrupted run goes on.")],
     samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 8192,
     seed: Annotated[int, typer.Option(min=0, help="Decides every scene and state.")] = 0,
-    setting: Annotated[str, typer.Option(help="How the scenes vary: easy or full.")] = "easy",
+    setting: Annotated[str, typer.Option(help="How the scenes vary: easy, full, or easy+full.")] = "easy",
     task: Annotated[
         list[str] | None,
         typer.Option(help="A task, may be repeated; by default the body's first (easy) or all (full)."),

@@ -118,9 +118,10 @@ def make(
 ) -> Meta:
     """Write `samples` pictures into a folder; go on where an earlier call stopped.
 
-    setting: of the world. tasks: by default the body's first in the setting `easy`, all of them in `full`.
-    states_per_scene: by default 2 in `easy`, 4 in `full`. progress: called with the number of pictures that
-    are there.
+    setting: of the world; `easy+full` takes them in turn, shard by shard, with the words of `full`. tasks: by
+    default the body's first in the setting `easy`, else all of them, in each setting those that it has.
+    states_per_scene: by default 2 in `easy`, else 4. progress: called with the number of pictures that are
+    there.
 
     Raises TrainingError when the folder holds demonstrations of other settings, and when it cannot be
     written; what is there then stays as it is, and another call goes on from it.
@@ -128,11 +129,20 @@ def make(
     from qwen_vla_ros.sim import SimulationError, make_world
     from qwen_vla_ros.sim.scene import classes
 
-    with make_world(embodiment, setting) as world:
-        chosen = list(tasks or (world.tasks if setting == "full" else world.tasks[:1]))
-        unknown = [task for task in chosen if task not in world.tasks]
+    with contextlib.ExitStack() as stack:
+        worlds = [stack.enter_context(make_world(embodiment, each)) for each in setting.split("+")]
+        world = worlds[-1]
+        known = list(dict.fromkeys(task for each in worlds for task in each.tasks))
+        chosen = list(tasks or (known[:1] if setting == "easy" else known))
+        unknown = [task for task in chosen if task not in known]
         if unknown:
-            raise SimulationError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(world.tasks)}")
+            raise SimulationError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(known)}")
+        for each in worlds:
+            if not set(chosen) & set(each.tasks):
+                raise SimulationError(
+                    f"tasks: found {', '.join(chosen)}, none of them in the setting {each.setting}: expected "
+                    f"one of {', '.join(each.tasks)}"
+                )
         meta = Meta(
             embodiment=embodiment.name,
             setting=setting,
@@ -140,7 +150,7 @@ def make(
             seed=seed,
             samples=samples,
             shard_size=shard_size,
-            states_per_scene=states_per_scene or (4 if setting == "full" else 2),
+            states_per_scene=states_per_scene or (2 if setting == "easy" else 4),
             views=[camera.view for camera in embodiment.cameras],
             image_size=[list(camera.size) for camera in embodiment.cameras],
             channels=list(embodiment.layout.names),
@@ -153,7 +163,7 @@ def make(
         for shard in range(meta.shards):
             path = shard_path(folder, shard)
             if not path.is_file():
-                arrays = _shard(world, meta, shard)
+                arrays = _shard(worlds[shard % len(worlds)], meta, shard)
                 _write(path, partial(np.savez, **arrays))  # type: ignore[arg-type]
             if progress is not None:
                 progress(shard * shard_size + meta.size_of(shard))
@@ -339,10 +349,11 @@ def _pictures(world: Any, meta: Meta, shard: int) -> Iterator[dict[str, np.ndarr
 
     rng = np.random.default_rng([meta.seed, shard])
     index = shard * meta.shard_size
+    tasks = [task for task in meta.tasks if task in world.tasks]
     while True:
         scene = training_scene(meta.seed, index)
         index += 1
-        task = meta.tasks[int(rng.integers(len(meta.tasks)))] if len(meta.tasks) > 1 else meta.tasks[0]
+        task = tasks[int(rng.integers(len(tasks)))] if len(tasks) > 1 else tasks[0]
         for goal in visit(world, task, scene, rng, meta.states_per_scene):
             yield _picture(world, meta, goal, scene, rng)
 
@@ -351,7 +362,7 @@ def _picture(world: Any, meta: Meta, focus: Any, scene: int, rng: np.random.Gene
     from qwen_vla_ros.sim import expert_chunk
 
     goals, wording = world.goals(), None
-    if meta.setting == "full":
+    if meta.setting != "easy":
         from qwen_vla_ros.sim.phrases import SEEN, phrases
 
         others = [goal for goal in world.all_goals() if goal.task in meta.tasks and not goal.same(focus)]

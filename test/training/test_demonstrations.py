@@ -230,6 +230,32 @@ def test_wordings_are_the_seen_ones(full):
         assert len(words) in lengths
 
 
+def test_both_settings_in_turn_with_the_words_of_the_full_one(tmp_path):
+    body = load_embodiment("franka_panda")
+    tasks = ["reach", "place"]
+    meta = demonstrations.make(
+        body, tmp_path, 2 * SHARD, seed=3, shard_size=SHARD, setting="easy+full", tasks=tasks
+    )
+    easy, full = (demonstrations.read_shard(tmp_path, meta, shard) for shard in (0, 1))
+    # Easy scenes have no pads to place something on.
+    assert set(easy["tasks"][easy["tasks"] >= 0].tolist()) == {0}
+    assert set(full["tasks"][full["tasks"] >= 0].tolist()) == {0, 1}
+    words = {str(text).split()[0] for text in easy["instructions"].ravel() if text}
+    assert len(words) > 2
+    # One look for all easy scenes: the corners of the pictures are of one table.
+    corners = [shard["images"][:, 0, -1, 0].astype(int) for shard in (easy, full)]
+    assert np.ptp(corners[0], axis=0).max() < 5 < np.ptp(corners[1], axis=0).max()
+    assert demonstrations.read_all(tmp_path)[0].samples == 2 * SHARD
+
+
+def test_a_setting_without_any_of_the_tasks_is_refused(tmp_path):
+    with pytest.raises(SimulationError, match="found place, none of them in the setting easy: expected"):
+        demonstrations.make(
+            load_embodiment("franka_panda"), tmp_path / "x", 2, setting="easy+full", tasks=["place"]
+        )
+    assert not (tmp_path / "x").exists()
+
+
 def test_going_on_with_varied_scenes_gives_the_same_data(full, tmp_path):
     folder = shutil.copytree(full, tmp_path / "again")
     meta = demonstrations.read_meta(folder)
