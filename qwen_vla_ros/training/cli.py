@@ -117,7 +117,8 @@ def train(
             )
         if resume:
             trainer.resume()
-            typer.echo(f"resumed at step {trainer.step}")
+            if trainer.main:
+                typer.echo(f"resumed at step {trainer.step}")
         _train(trainer, until)
     except (EmbodimentError, TrainingError) as error:
         raise _fail(error) from error

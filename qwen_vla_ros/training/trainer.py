@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: mixed bodies, one set of weights, resumable after a kill.
 
-Every random choice of a step comes from the seed and the number of the step, so a run that was killed and
-resumed goes through the same steps as one that was not.
+Every random choice of a step comes from the seed, the number of the step and the body, so a run that was
+killed and resumed, or that several processes share, goes through the same steps as one that was not.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from qwen_vla_ros.training.losses import (
     posture_loss,
     token_loss,
 )
+from qwen_vla_ros.training.processes import Processes
 from qwen_vla_ros.training.schedule import learning_rate
 
 _STATE_VERSION = 3
@@ -76,9 +77,11 @@ class Trainer:
                 f"batch.images: no demonstrations of {', '.join(missing)}; there are {sorted(bodies)}"
             )
         self.configuration = configuration
-        self._device = choose_device(device)
+        self._processes = Processes(choose_device(device))
+        self._device = self._processes.device
         self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
+        self._share = self._processes.share(configuration.batch.images)
         self.model, self.processor, self.folder = model, processor, folder
         self._set_flow(configuration.flow)
         model.to(self._device)  # type: ignore[arg-type]
@@ -181,10 +184,11 @@ class Trainer:
                 line = {"step": self.step, "seconds": round(self.seconds, 1)}
                 line |= {name: float(f"{np.mean(values):.5g}") for name, values in sums.items()}
                 sums.clear()
-                saving.append_metrics(self.folder, line)
-                if report is not None:
-                    report(line)
-            if time.monotonic() - saved > settings.save_every or self.step == until:
+                if self.main:
+                    saving.append_metrics(self.folder, line)
+                    if report is not None:
+                        report(line)
+            if self.main and (time.monotonic() - saved > settings.save_every or self.step == until):
                 self.save_state()
                 if save is not None:
                     save(self)
@@ -192,16 +196,15 @@ class Trainer:
 
     def _advance(self) -> dict[str, float]:
         settings = self.configuration
-        rng = np.random.default_rng([settings.seed, self.step])
-        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
         first = settings.text_to_action
         step = self.step - (first.steps if first else 0)
         if first is not None and step < 0:
             rate = min(1.0, (self.step + 1) / max(1, settings.optimiser.warmup)) * first.learning_rate
-            losses = self._text_to_action(first, rng, generator)
+            losses = self._text_to_action(first)
         else:
             rate = learning_rate(step, settings.steps, settings.optimiser)
-            losses = self._all_together(step >= settings.backbone_steps, rng, generator)
+            losses = self._all_together(step >= settings.backbone_steps)
+        self._processes.add_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.optimiser.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
@@ -215,14 +218,18 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
         return {"learning_rate": rate, "gradient": norm.item(), **losses}
 
-    def _text_to_action(
-        self, stage: TextToActionConfiguration, rng: np.random.Generator, generator: torch.Generator
-    ) -> dict[str, float]:
-        """Gradients of the action expert from sentences alone; losses."""
+    def _random(self, name: str) -> tuple[np.random.Generator, torch.Generator]:
+        """What decides the part that a body has in the present step."""
+        rng = np.random.default_rng([self.configuration.seed, self.step, list(self.bodies).index(name)])
+        return rng, torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
+
+    def _text_to_action(self, stage: TextToActionConfiguration) -> dict[str, float]:
+        """Gradients of the action expert from sentences alone, of this process's bodies; losses of all."""
         self._set_flow(stage.flow)
         metrics: dict[str, float] = {}
-        for name, body in self.bodies.items():
-            batch = _moved(body.draw_text(rng, stage.prompts), self._device)
+        for name in self._share:
+            rng, generator = self._random(name)
+            batch = _moved(self.bodies[name].draw_text(rng, stage.prompts), self._device)
             with self._autocast():
                 with torch.no_grad():
                     context = self.model.encode(**batch.prompts)
@@ -232,32 +239,33 @@ class Trainer:
             (flow / len(self.bodies)).backward()
             metrics[f"{name}/flow"] = flow.item()
         self._set_flow(self.configuration.flow)
+        metrics = self._processes.gather(metrics)
         return {"loss": sum(metrics.values()) / len(metrics), **metrics}
 
-    def _all_together(
-        self, joint: bool, rng: np.random.Generator, generator: torch.Generator
-    ) -> dict[str, float]:
-        """Gradients of everything from pictures and sentences; losses."""
+    def _all_together(self, joint: bool) -> dict[str, float]:
+        """Gradients of everything from pictures and sentences, of this process's bodies; losses of all."""
         settings = self.configuration
         pictures = sum(settings.batch.images.values())
         metrics: dict[str, float] = {}
-        total = 0.0
         # One body at a time: its prompts are of one length, and its activations stay in the cache.
-        for name, images in settings.batch.images.items():
+        for name in self._share:
+            rng, generator = self._random(name)
+            images = settings.batch.images[name]
             batch = self.bodies[name].draw(
                 rng, images, settings.batch.prompts_per_image, settings.augmentation
             )
             with self._autocast():
                 found = self.losses(_moved(batch, self._device), joint, generator)
             (found["loss"] * (images / pictures)).backward()
-            total += found.pop("loss").item() * images / pictures
             metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
-        return {"loss": total, **metrics}
+        metrics = self._processes.gather(metrics)
+        parts = [metrics.pop(f"{name}/loss") * n for name, n in settings.batch.images.items()]
+        return {"loss": sum(parts) / pictures, **metrics}
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes."""
-        return True
+        return self._processes.main
 
     @property
     def checkpoint(self) -> Path:
@@ -293,6 +301,7 @@ class Trainer:
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "machine": machine(self._device.type),
+            "processes": self._processes.count,
             "configuration": self.configuration.model_dump(mode="json"),
             **({"before": self._before} if self._before else {}),
         }
@@ -327,7 +336,8 @@ class Trainer:
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
         self.step, self.seconds = state["step"], state["seconds"]
-        saving.forget_metrics(self.folder, self.step)
+        if self.main:
+            saving.forget_metrics(self.folder, self.step)
 
 
 def prepare(

@@ -3,7 +3,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import load_configuration, parse_configuration
 from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.processes import Processes, shares
 from qwen_vla_ros.training.schedule import learning_rate
 from qwen_vla_ros.training.trainer import Trainer, prepare, take_weights
 
@@ -89,6 +93,42 @@ def test_resumed_run_is_the_same_run(trainer, tmp_path):
     assert [line["loss"] for line in metrics(tmp_path / "whole")] == [
         line["loss"] for line in metrics(tmp_path / "parts")
     ]
+
+
+def test_processes_that_share_a_step_take_the_same_step(data, trainer, tmp_path):
+    """Two that torchrun starts, by the command, and one here."""
+    settings = configuration(steps=3, backbone_steps=1)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
+    launch = "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
+    train = f"qwen_vla_ros.cli train --config {file} --data {data} --out {tmp_path / 'two'} --device cpu"
+    command = [sys.executable, "-m", *launch.split(), "-m", *train.split()]
+    loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=loopback, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = prepare(settings, data, tmp_path / "one", "cpu")
+    alone.run()
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    for first, second in zip(one, two, strict=True):
+        for name in first.keys() - {"seconds"}:
+            assert second[name] == pytest.approx(first[name], rel=2e-3, abs=1e-4), (first["step"], name)
+    card = json.loads((tmp_path / "two" / "checkpoint" / "training.json").read_text())
+    assert card["processes"] == 2
+
+
+def test_bodies_are_dealt_out_evenly():
+    sizes = {"a": 12, "b": 10, "c": 10, "d": 9, "e": 5, "f": 4}
+    dealt = shares(sizes, 2)
+    assert sorted(name for names in dealt for name in names) == sorted(sizes)
+    assert [sum(sizes[name] for name in names) for names in dealt] == [25, 25]
+
+
+def test_more_processes_than_bodies_are_refused():
+    processes = Processes(torch.device("cpu"))
+    processes.count = 3
+    with pytest.raises(TrainingError, match="found 2 bodies for 3 processes"):
+        processes.share(dict.fromkeys(BODIES, 2))
 
 
 def test_checkpoint_holds_average_and_statistics(trainer, tmp_path):
