@@ -33,7 +33,7 @@ from .inbox import Inbox
 from .instruction import InstructionTopic
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .pace import Pace
-from .priority import run_first
+from .priority import claim
 from .rivals import Rivals
 from .services import Services
 from .transforms import yaw_of
@@ -153,7 +153,7 @@ class ExecutorNode(BodyNode):
         self._path_writers = [writer for writer in self._writers.values() if writer.kind == "path"]
         dry_run = self.value("dry_run")
         check_executor(self, embodiment, dry_run)
-        self._take_priority(self.value("realtime_priority"))
+        claim(self.value("realtime_priority"), self.get_logger())
         written = {} if dry_run else self._writers
         self._watchdog = Watchdog(
             embodiment,
@@ -239,17 +239,6 @@ class ExecutorNode(BodyNode):
         if self._announcer is not None:
             self._announcer.destroy()
             self._announcer = None
-
-    def _take_priority(self, priority: int) -> None:
-        """Run all threads, those of the middleware too, before others that want the processor."""
-        if not priority:
-            return
-        try:
-            run_first(priority)
-        except OSError as error:
-            self.get_logger().info(
-                f"runs without real-time priority {priority} ({error}); docs/nodes.md says how to allow it"
-            )
 
     @property
     def busy(self) -> bool:

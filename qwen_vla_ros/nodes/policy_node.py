@@ -29,7 +29,7 @@ from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, check_chunk, decode, decode_depth
-from .priority import DDS, LIFE, go_first, in_turn, run_first
+from .priority import DDS, LIFE, claim, go_first, in_turn, run_first
 
 Result = ExecuteTask.Result
 State = PolicyStatus
@@ -207,7 +207,7 @@ class PolicyNode(BodyNode):
                 self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, qos.LATCHED)
             )
         # What is short need not wait for what is long, the model here or elsewhere on the machine.
-        self._priority = self._take_priority(self.value("realtime_priority"))
+        self._priority = claim(self.value("realtime_priority"), self.get_logger(), DDS)
         self._inference, self._skew = Window(), Window()
         self._counted = {camera.view: (time.monotonic(), 0) for camera in self.embodiment.cameras}
         parts = {"cameras": self._camera_health, "model": self._model_health}
@@ -236,18 +236,6 @@ class PolicyNode(BodyNode):
             self._thread = None
         if self._priority:
             go_first(0)
-
-    def _take_priority(self, priority: int) -> int:
-        """Give it to the thread that calls and to the middleware's; 0 where the system does not allow it."""
-        if priority:
-            try:
-                run_first(priority, DDS)
-                go_first(priority)
-            except OSError as error:
-                how = "docs/nodes.md says how to allow it"
-                self.get_logger().info(f"runs without real-time priority {priority} ({error}); {how}")
-                return 0
-        return priority
 
     def cleanup(self) -> None:
         self._policy = self._inbox = self._motion = None
@@ -416,7 +404,6 @@ class PolicyNode(BodyNode):
     # Inference
 
     def _think(self) -> None:
-        go_first(self._priority)
         while not self._stop.is_set():
             # A new image may be what was waited for; the timeout serves chunks that fall due in between.
             self._inbox.arrived.wait(0.01)

@@ -7,9 +7,32 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Threads of Fast DDS, and the one of them that gives its signs of life.
 DDS, LIFE = "dds.", "dds.ev"
+
+
+def claim(priority: int, log: Any, names: str = "") -> int:
+    """`run_first`, and the calling thread as well, where the system allows it.
+
+    Args:
+        priority: 1 to 99; 0 to leave all as it is.
+        log: A node's logger, told once where the system does not.
+
+    Returns:
+        The priority that was given, 0 for none.
+    """
+    if not priority:
+        return 0
+    try:
+        run_first(priority, names)
+        go_first(priority)
+    except OSError as error:
+        how = "docs/nodes.md says how to allow it"
+        log.info(f"runs without real-time priority {priority} ({error}); {how}")
+        return 0
+    return priority
 
 
 def run_first(priority: int, names: str = "") -> None:
