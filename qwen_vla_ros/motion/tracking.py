@@ -51,11 +51,13 @@ class JointTracker:
         self._all_input = _input(limits)
         self._all_input.minimum_duration = horizon
         self._in_time = horizon * (1 + 1e-9)
-        # How often a plan of all axes is followed, how often it has been, for which axes, and to which state.
+        # How often plans are followed, how often they have been, for which axes, and to which state.
         self._most_steps = max(1, int(PLAN_PERIOD / period * (1 + 1e-9)))
         self._steps, self._covered = 0, np.zeros(n, dtype=bool)
         self._stepped: AxisState | None = None
-        self._planner, self._plan = ruckig.Ruckig(1), ruckig.Trajectory(1)
+        # Axes with a plan of their own, and how fast the frame moves in which it is.
+        self._planner, self._plans = ruckig.Ruckig(1), [ruckig.Trajectory(1) for _ in range(n)]
+        self._own: dict[int, float] = {}
         self._inputs = [_input(limits, slice(axis, axis + 1)) for axis in range(n)]
         self._target_velocity = limits.velocity * VELOCITY_MARGIN
         self._most_acceleration = limits.acceleration * (1 + 1e-9)
@@ -128,7 +130,9 @@ class JointTracker:
 
     def _or_brake(self, after: AxisState, kept: np.ndarray) -> AxisState:
         """`after` in the axes that are kept, in the others the next step of the brake."""
-        braking = self._brake.step(self.state, self.period)
+        state = self.state
+        moves = (state.velocity != 0) | (state.acceleration != 0)
+        braking = self._brake.step(state, self.period) if (moves & ~kept).any() else state
         return AxisState(
             np.where(kept, after.position, braking.position),
             np.where(kept, after.velocity, braking.velocity),
@@ -140,9 +144,9 @@ class JointTracker:
         if 0 < self._steps < self._most_steps and self.state is self._stepped:
             self._steps += 1
             after, sound = self._along(self._covered)
-            if (sound == self._covered).all():
+            if (sound == self._covered).all() and self._along_own(after, sound):
                 return after, sound
-        self._steps = 0
+        self._steps, self._own = 1, {}
         state = self.state
         arrived = np.zeros(len(position), dtype=bool)
         for axis in np.flatnonzero(velocity == 0).tolist():
@@ -159,21 +163,39 @@ class JointTracker:
             else:
                 in_time = True
             if in_time:
-                self._steps = 1
                 after, found = self._along(todo)
-        left = np.flatnonzero(~(arrived | found)).tolist()
-        # A plan of its own is made anew in each period.
         self._covered = found.copy()
-        if left:
-            self._steps = 0
-        if left and after is state:
+        if after is state:
             after = AxisState(state.position.copy(), state.velocity.copy(), state.acceleration.copy())
-        for axis in left:
-            step = self._step_axis(axis, position[axis], velocity[axis], bool(late[axis]))
-            if step is not None:
-                after.position[axis], after.velocity[axis], after.acceleration[axis] = step
-                found[axis] = True
+        for axis in np.flatnonzero(~(arrived | found)).tolist():
+            frame = self._plan_own(axis, position[axis], velocity[axis], bool(late[axis]))
+            if frame is not None:
+                self._own[axis] = frame
+        self._along_own(after, found)
+        if not (arrived | found).all():
+            self._steps = 0  # some axis brakes, and looks for a way again in the next period
         return after, found
+
+    def _along_own(self, after: AxisState, found: np.ndarray) -> bool:
+        """Put axes with plans of their own on them; whether all of these are within the limits there."""
+        time = self._steps * self.period
+        for axis, frame in self._own.items():
+            plan = self._plans[axis]
+            position, velocity, acceleration = (value[0] for value in plan.at_time(time))
+            position, velocity = position + frame * time, velocity + frame
+            found[axis] = sound = (
+                plan.duration >= time
+                and math.isfinite(position)
+                and abs(velocity) <= self.limits.velocity[axis]
+                and abs(acceleration) <= self._most_acceleration[axis]
+            )
+            if sound:
+                after.position[axis], after.velocity[axis], after.acceleration[axis] = (
+                    position,
+                    velocity,
+                    acceleration,
+                )
+        return all(found[axis] for axis in self._own)
 
     def _along(self, axes: np.ndarray) -> tuple[AxisState, np.ndarray]:
         """The state on the plan of all axes, and in which of `axes` it is within the limits. Shape (n,)."""
@@ -207,28 +229,20 @@ class JointTracker:
         parameters.target_position, parameters.target_velocity = position.tolist(), velocity.tolist()
         return _calculated(self._all_planner, parameters, self._all_plan)
 
-    def _step_axis(
-        self, axis: int, position: float, velocity: float, late: bool
-    ) -> tuple[float, float, float] | None:
-        """State of one axis one period on, or None when the planner finds no way.
+    def _plan_own(self, axis: int, position: float, velocity: float, late: bool) -> float | None:
+        """Plan one axis for itself; how fast the plan's frame moves, or None when no way is found.
 
         late: it is known that the set-point cannot be met in time.
         """
-        parameters = self._inputs[axis]
+        parameters, plan = self._inputs[axis], self._plans[axis]
         parameters.minimum_duration = self.horizon
-        if (
-            not late
-            and self._plan_axis(axis, position, velocity, 0.0)
-            and self._plan.duration <= self._in_time
-        ):
-            return self._reached(axis, 0.0)
+        if not late and self._plan_axis(axis, position, velocity, 0.0) and plan.duration <= self._in_time:
+            return 0.0
         # Too late for that. The fastest plan to a state in motion may back away from it for a run-up; so the
         # set-point is met on its way, planned in the frame that moves with it.
         parameters.minimum_duration = None
         position -= velocity * self.horizon
-        if self._plan_axis(axis, position, 0.0, velocity) and self._plan.duration >= self.period:
-            return self._reached(axis, velocity)
-        return None
+        return velocity if self._plan_axis(axis, position, 0.0, velocity) else None
 
     def _plan_axis(self, axis: int, position: float, velocity: float, frame: float) -> bool:
         """Plan to a position and velocity in a frame that moves with velocity `frame` and is at 0 now."""
@@ -239,20 +253,7 @@ class JointTracker:
         parameters.current_velocity = [state.velocity[axis] - frame]
         parameters.current_acceleration = [state.acceleration[axis]]
         parameters.target_position, parameters.target_velocity = [position], [velocity]
-        return _calculated(self._planner, parameters, self._plan)
-
-    def _reached(self, axis: int, frame: float) -> tuple[float, float, float] | None:
-        """The state that the plan reaches one period on; None if it breaks a limit."""
-        position, velocity, acceleration = (value[0] for value in self._plan.at_time(self.period))
-        position, velocity = position + frame * self.period, velocity + frame
-        limits = self.limits
-        if (
-            math.isfinite(position)
-            and abs(velocity) <= limits.velocity[axis]
-            and abs(acceleration) <= self._most_acceleration[axis]
-        ):
-            return position, velocity, acceleration
-        return None
+        return _calculated(self._planner, parameters, self._plans[axis])
 
 
 def _input(limits: Limits, axes: slice = slice(None)) -> ruckig.InputParameter:

@@ -291,14 +291,8 @@ class ExecutorNode(BodyNode):
             qos.heartbeat_watched(self.value("policy_lease")),
             watchdog.heartbeat.count,
         )
-        # Its own state, too: see Rivals.
-        inbox.listen(
-            ExecutorStatus,
-            "executor_status",
-            lambda message: None,
-            qos.STATE_WATCHED,
-            self._rivals.count_executors,
-        )
+        # Who publishes counts, its own state too: see Rivals.
+        inbox.listen(ExecutorStatus, "executor_status", None, qos.STATE_WATCHED, self._rivals.count_executors)
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = message.pose.pose

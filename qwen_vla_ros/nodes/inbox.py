@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
@@ -17,8 +18,8 @@ from rclpy.subscription import Subscription
 # Messages of one topic that are taken at once: more than any queue here holds, and an end.
 MOST = 20
 
-# To look is not free: of a faster loop, some periods go without, but for what is urgent [s].
-LOOK_PERIOD = 0.006
+# To look is not free: of a loop faster than 100 Hz, some periods go without, but for what is urgent [s].
+LOOK_PERIOD = 0.009
 
 
 class Inbox:
@@ -26,6 +27,7 @@ class Inbox:
 
     def __init__(self, node: Node):
         self._node, self._group = node, LeftAlone()
+        self._subscriptions: list[Subscription] = []
         self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
         self._urgent: list[tuple[Subscription, Callable[[Any], None]]] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
@@ -35,26 +37,28 @@ class Inbox:
         self,
         kind: type,
         topic: str,
-        hear: Callable[[Any], None],
+        hear: Callable[[Any], None] | None,
         profile: QoSProfile,
         count: Callable[[int], None] | None = None,
         urgent: bool = False,
     ) -> None:
         """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
 
-        The latter where the middleware knows; the log says where it does not. What is urgent is looked for
-        whenever `take` is called.
+        The latter where the middleware knows; the log says where it does not. Without `hear`, messages are
+        not even taken. What is urgent is looked for whenever `take` is called.
         """
-        make = self._node.create_subscription
+        make = partial(
+            self._node.create_subscription, kind, topic, _ignore, profile, callback_group=self._group
+        )
         try:
             events = SubscriptionEventCallbacks(liveliness=count) if count is not None else None
-            subscription = make(
-                kind, topic, hear, profile, callback_group=self._group, event_callbacks=events
-            )
+            subscription = make(event_callbacks=events)
         except UnsupportedEventTypeError:
             self._node.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
-            subscription = make(kind, topic, hear, profile, callback_group=self._group)
-        (self._urgent if urgent else self._slots).append((subscription, hear))
+            subscription = make()
+        self._subscriptions.append(subscription)
+        if hear is not None:
+            (self._urgent if urgent else self._slots).append((subscription, hear))
         for event in subscription.event_handlers:
             if event.callback is count:
                 event.add_to_wait_set(_NO_WAITING)
@@ -76,9 +80,13 @@ class Inbox:
 
     def destroy(self) -> None:
         self._lives = []
-        for subscription, _ in self._urgent + self._slots:
+        for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        self._urgent, self._slots = [], []
+        self._subscriptions, self._urgent, self._slots = [], [], []
+
+
+def _ignore(message: Any) -> None:
+    """For rclpy, which never calls it: the group is left alone."""
 
 
 def _tell(slots: list[tuple[Subscription, Callable[[Any], None]]]) -> None:
