@@ -27,7 +27,9 @@ class Processes:
 
         self._state = PartialState(cpu=device.type == "cpu")
         self.count: int = self._state.num_processes
-        self.device = device if self.count == 1 else self._state.device
+        # Of accelerate's, a processor has a number, which torch.load does not know.
+        own = self.count == 1 or device.type == "cpu"
+        self.device = device if own else self._state.device
         self.main: bool = self._state.is_main_process
 
     def share(self, sizes: Mapping[str, int]) -> list[str]:

@@ -96,7 +96,7 @@ def test_resumed_run_is_the_same_run(trainer, tmp_path):
 
 
 def test_processes_that_share_a_step_take_the_same_step(data, trainer, tmp_path):
-    """Two that torchrun starts, by the command, and one here."""
+    """Two that torchrun starts, by the command, and starts again; and one here."""
     settings = configuration(steps=3, backbone_steps=1)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
@@ -104,8 +104,9 @@ def test_processes_that_share_a_step_take_the_same_step(data, trainer, tmp_path)
     train = f"qwen_vla_ros.cli train --config {file} --data {data} --out {tmp_path / 'two'} --device cpu"
     command = [sys.executable, "-m", *launch.split(), "-m", *train.split()]
     loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=loopback, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for part in (["--until", "2"], ["--resume"]):
+        done = subprocess.run([*command, *part], env=loopback, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
     alone = prepare(settings, data, tmp_path / "one", "cpu")
     alone.run()
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
