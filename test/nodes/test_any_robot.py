@@ -23,6 +23,8 @@ from qwen_vla_ros.nodes import qos
     [
         ("turtlebot4", "dx", ()),
         ("fourier_gr1_joints", "right_elbow_pitch_joint", ("right_elbow_pitch_joint",)),
+        ("so101", "elbow_flex", ("elbow_flex",)),
+        ("unitree_h1", "left_elbow_joint", ("left_elbow_joint",)),
     ],
 )
 def test_a_robot_from_a_file_is_brought_up_by_the_scripted_policy(stack, name, instruction, moving):
