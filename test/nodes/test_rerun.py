@@ -159,14 +159,14 @@ def node(ros_environment):
 def test_the_scene_of_a_base_moves_with_its_odometry(node):
     """Plans of a base lie in the frame of its odometry, links of the robot in that of the base."""
     calls: list = []
-    node._rerun, node._odometry_frame, node._logged = rerun, "odom", {}
+    node._rerun, node._pose_frame, node._logged = rerun, "odom", {}
     node._log = lambda path, stamp, *what: calls.append((path, what[0]))
     node.embodiment = load_embodiment("tiago_base")
     heard = Odometry()
     heard.header.frame_id = "my_odom"
     heard.pose.pose.position.x, heard.twist.twist.angular.z = 1.5, 0.25
     heard.pose.pose.orientation.w = 1.0
-    node._on_odometry(heard)
+    node._on_pose(heard)
     (place, pose), (_, velocity) = calls
     assert place == ["scene", "robot"]
     assert pose.translation.as_arrow_array().to_pylist() == [[1.5, 0.0, 0.0]]
