@@ -103,7 +103,7 @@ def test_paths_lie_in_the_frame_of_the_pose(stack, tmp_path):
     # The doctor hears the same: a pose in a frame, often enough, and nothing is said against it.
     graph, _ = look(load_embodiment(body), stack.namespace, duration=1.0)
     assert graph.odometry.frame == "odom"
-    assert len(graph.odometry.stamps) > 10
+    assert len(graph.odometry.stamps) >= 2
     subject = Subject(load_embodiment(body), graph=graph)
     assert not [str(f) for f in examine_live(subject) if f.code.startswith("ODOMETRY")]
     task.cancel()
