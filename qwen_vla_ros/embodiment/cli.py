@@ -53,6 +53,7 @@ def show(name: _Name, as_json: _Json = False) -> None:
     if as_json:
         _print_json({**body.model_dump(mode="json", by_alias=True), "channels": list(body.layout.names)})
         return
+    base = body.state.base
     rows = [
         ("name", body.name),
         ("description", body.description),
@@ -60,7 +61,7 @@ def show(name: _Name, as_json: _Json = False) -> None:
         ("command rate", f"{body.command_rate:g} Hz"),
         ("chunk", f"{body.horizon} rows of {body.layout.count} channels, {body.execute_steps} followed"),
         ("joint states", ", ".join(body.state.joint_states) or "-"),
-        ("odometry", body.state.odometry or "-"),
+        ("pose of the base", f"{base.topic} ({base.type})" if base else "-"),
         ("simulation", (body.simulation and (body.simulation.body or body.simulation.model)) or "-"),
     ]
     _table((), rows)

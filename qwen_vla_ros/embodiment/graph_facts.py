@@ -87,7 +87,12 @@ class JointStates(Stream):
 
 @dataclass(frozen=True)
 class Odometry(Stream):
-    """Attributes: frame, child_frame: of the last message; broken: a pose that was not finite, or empty."""
+    """The pose of the base, as odometry or as a pose, which has no child frame.
+
+    Attributes:
+        frame, child_frame: of the last message.
+        broken: a pose that was not finite, or empty.
+    """
 
     frame: str = ""
     child_frame: str = ""

@@ -15,6 +15,7 @@ from qwen_vla_ros.embodiment.live_codes import live_finding
 from qwen_vla_ros.embodiment.live_topics import (
     COMPRESSED,
     IMAGE,
+    POSES,
     RATE_TOLERANCE,
     Source,
     elsewhere,
@@ -80,6 +81,8 @@ def types(subject: Subject) -> Iterator[Finding]:
         if source.view and {kind, source.type} == {IMAGE, COMPRESSED}:
             transport = "compressed" if kind == COMPRESSED else "raw"
             advice = f"set transport: {transport} and encodings to match"
+        elif source.prefix == "ODOMETRY" and kind in POSES.values():
+            advice = f"write {_pose_line(kind, source.topic)} under state, if that is the pose of the base"
         yield live_finding(
             f"{source.prefix}_TYPE",
             source.path,
@@ -89,6 +92,12 @@ def types(subject: Subject) -> Iterator[Finding]:
             advice,
             warning=not source.required,
         )
+
+
+def _pose_line(kind: str, topic: str) -> str:
+    """What the YAML says of a pose that comes as messages of this type."""
+    name = next(name for name, message in POSES.items() if message == kind)
+    return f"odometry: {topic}" if name == "odometry" else f"pose: {{topic: {topic}, type: {name}}}"
 
 
 def silent(subject: Subject) -> Iterator[Finding]:
@@ -393,21 +402,33 @@ def joint_positions(subject: Subject) -> Iterator[Finding]:
 
 
 def odometry(subject: Subject) -> Iterator[Finding]:
-    """Frames and values of the odometry."""
-    graph, body = subject.graph, subject.embodiment
-    if graph is None or graph.odometry is None or not graph.odometry.arrivals or not body.state.odometry:
+    """Frames and values of the pose of the base."""
+    graph, base = subject.graph, subject.embodiment.state.base
+    if graph is None or base is None or graph.odometry is None or not graph.odometry.arrivals:
         return
-    heard, topic = graph.odometry, graph.topics[body.state.odometry].name
+    heard, topic = graph.odometry, graph.topics[base.topic].name
     if heard.broken:
         yield live_finding(
             "ODOMETRY_NOT_FINITE",
-            ("state", "odometry"),
+            base.path,
             topic,
             heard.broken,
             "numbers",
-            "look at the driver of the base",
+            "look at the node that publishes it",
         )
-    for g, group in enumerate(body.actions):
+    if base.type != "odometry":
+        # A pose does not say whose it is, only where.
+        if not heard.frame:
+            yield live_finding(
+                "ODOMETRY_FRAME",
+                base.path,
+                topic,
+                "a pose in no frame",
+                "the fixed frame that it is in, such as map",
+                "let its publisher fill header.frame_id: paths are sent in that frame",
+            )
+        return
+    for g, group in enumerate(subject.embodiment.actions):
         # Frames of several robots have a prefix each.
         if (
             isinstance(group, (WaypointGroup, BaseVelocityGroup))

@@ -13,7 +13,7 @@ from qwen_vla_ros.embodiment.graph_facts import Endpoint, Graph, Stream, Topic
 from qwen_vla_ros.embodiment.schema import Embodiment, WaypointGroup
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-JOINT_STATE, ODOMETRY = "sensor_msgs/msg/JointState", "nav_msgs/msg/Odometry"
+JOINT_STATE = "sensor_msgs/msg/JointState"
 TWIST, TWIST_STAMPED = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
 COMMANDS = {
     "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
@@ -25,6 +25,12 @@ COMMANDS = {
     "cartesian_pose": "geometry_msgs/msg/PoseStamped",
     "cartesian_twist": TWIST_STAMPED,
     "path": "nav_msgs/msg/Path",
+}
+# By the type that `State.base` gives.
+POSES = {
+    "odometry": "nav_msgs/msg/Odometry",
+    "pose_stamped": "geometry_msgs/msg/PoseStamped",
+    "pose_with_covariance_stamped": "geometry_msgs/msg/PoseWithCovarianceStamped",
 }
 CLOCK, DESCRIPTION = "/clock", "robot_description"
 # Between our own nodes: whoever stands in for one must offer what the others ask for.
@@ -85,13 +91,12 @@ def sources(body: Embodiment) -> Iterator[Source]:
     for k, topic in enumerate(body.state.joint_states):
         path = ("state", "joint_states", k)
         yield Source("JOINTS", path, topic, JOINT_STATE, age, 1.0 / age, body.control_rate)
-    if body.state.odometry:
+    base = body.state.base
+    if base is not None:
         # Only waypoints are placed by the pose of the base.
         needed = any(isinstance(group, WaypointGroup) for group in body.actions)
-        path = ("state", "odometry")
-        yield Source(
-            "ODOMETRY", path, body.state.odometry, ODOMETRY, age, 1.0 / age, body.control_rate, needed
-        )
+        rates = 1.0 / age, body.control_rate
+        yield Source("ODOMETRY", base.path, base.topic, POSES[base.type], age, *rates, needed)
 
 
 def streams(subject: Subject) -> Iterator[tuple[Source, Topic, Stream]]:

@@ -202,12 +202,15 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
     has_joints = kinds & {"joint_position", "gripper", "hand"} or any("ik" in group for _, group in groups)
     if has_joints and state.get("joint_states") in (None, []):
         yield Fault(("state", "joint_states"), "no topic", "a JointState topic for the joints of the groups")
-    if "waypoint" in kinds and state.get("odometry") is None:
+    sources = [key for key in ("odometry", "pose") if state.get(key) is not None]
+    if "waypoint" in kinds and not sources:
         yield Fault(
             ("state", "odometry"),
             "nothing",
-            "an odometry topic: waypoints are relative to the pose of the base",
+            "an odometry topic, or a `pose`: waypoints are relative to the pose of the base",
         )
+    if len(sources) > 1:
+        yield Fault(("state", "pose"), "`odometry` as well", "one of them: a base has one pose")
     yield from _repeated(
         ("state",),
         [(("state", "joint_states", k), topic) for k, topic in enumerate(_list(state.get("joint_states")))],

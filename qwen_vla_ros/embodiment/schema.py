@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +129,29 @@ class Camera(Record):
     max_age: Annotated[Positive, Field(description="Age at which its newest image is stale [s]")] = 0.5
 
 
+class PoseTopic(Record):
+    """A pose of the base that is not odometry: of a localisation, motion capture or visual SLAM."""
+
+    topic: Topic
+    type: Annotated[
+        Literal["pose_stamped", "pose_with_covariance_stamped"],
+        Field(description="geometry_msgs/PoseStamped or geometry_msgs/PoseWithCovarianceStamped"),
+    ]
+
+
+class PoseSource(NamedTuple):
+    """Where the pose of the base comes from.
+
+    Attributes:
+        path: where the YAML names the topic.
+        type: `odometry`, or the type of a pose.
+    """
+
+    path: tuple[str, ...]
+    topic: str
+    type: str
+
+
 class State(Record):
     """Where the state of the robot comes from."""
 
@@ -141,7 +164,15 @@ class State(Record):
         ),
     ] = {}
     odometry: Annotated[Topic | None, Field(description="nav_msgs/Odometry topic")] = None
+    pose: Annotated[PoseTopic | None, Field(description="Pose of the base, in place of odometry")] = None
     max_age: Annotated[Positive, Field(description="Age at which the newest state is stale [s]")] = 0.3
+
+    @property
+    def base(self) -> PoseSource | None:
+        """Where the pose of the base comes from, whichever of the two the YAML gives."""
+        if self.pose is not None:
+            return PoseSource(("state", "pose", "topic"), self.pose.topic, self.pose.type)
+        return PoseSource(("state", "odometry"), self.odometry, "odometry") if self.odometry else None
 
 
 class Normalisation(Record):

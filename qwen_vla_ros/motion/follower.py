@@ -64,8 +64,8 @@ class Plan:
 class Follower:
     """Follows chunks within the limits of an embodiment.
 
-    Fed with measured joints and odometry by stamp, and with chunks as they come; asked for commands once a
-    period. The methods take the time; nothing here reads a clock. After `MotionError` write nothing.
+    Fed with measured joints and poses of a base by stamp, and with chunks as they come; asked for commands
+    once a period. The methods take the time; nothing here reads a clock. After `MotionError` write nothing.
 
     Args:
         embodiment: its action groups, limits, rates, `motion` and `stop`.
@@ -138,7 +138,7 @@ class Follower:
         self.clock_jumps = 0
 
     @property
-    def needs_odometry(self) -> bool:
+    def needs_pose(self) -> bool:
         return any(group.needs_pose for group in self._groups)
 
     @property
@@ -186,7 +186,7 @@ class Follower:
         _, pose = self._states(now)
         here = np.concatenate([group.here(pose) for group in self._groups])
         if not np.isfinite(here).all():
-            raise ValueError("not measured yet: odometry")
+            raise ValueError("not measured yet: the pose of the base")
         self.timeline.clear(here)
         self._now = now
 
@@ -381,7 +381,7 @@ class Follower:
                     for name, value in zip(group.joints, joints[used], strict=True)
                     if not np.isfinite(value)
                 ]
-                missing += [f"{group.name}/{name}" for name in lacking] or [f"{group.name} (odometry)"]
+                missing += [f"{group.name}/{name}" for name in lacking] or [f"{group.name} (its pose)"]
         if missing:
             raise ValueError(f"not measured yet: {', '.join(missing)}")
         return np.concatenate(values)

@@ -497,7 +497,7 @@ class WaypointGroup(_Waypoints, _DrivenBase):
 
     def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
         if pose is None:
-            raise MotionError(f"base {self.name}: no odometry")
+            raise MotionError(f"base {self.name}: its pose is not known")
         self._tracker.step(position, velocity, pose)
 
     def brake(self) -> None:
@@ -539,7 +539,7 @@ class PathGroup(_Waypoints):
             pose: where the base is measured. Shape (3,).
         """
         if pose is None:
-            raise MotionError(f"base {self.name}: no odometry")
+            raise MotionError(f"base {self.name}: its pose is not known")
         times = timeline.ahead(now + self._period)
         if not len(times):
             self.brake()

@@ -70,13 +70,13 @@ class _Messages:
     """Commands of one group as messages.
 
     Attributes:
-        odometry_frame: of paths.
+        pose_frame: of paths.
     """
 
     def __init__(self, group: Any, period: float):
         self._names = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
         self._frame = getattr(group, "frame", "")
-        self.odometry_frame = "odom"
+        self.pose_frame = "odom"
         self._period = period
         point = JointTrajectoryPoint(time_from_start=_duration(period))
         self._trajectory = JointTrajectory(joint_names=self._names, points=[point])
@@ -120,12 +120,12 @@ class _Messages:
     def path(self, command: PathCommand, stamp: Any) -> Path:
         """Poses that lie ahead, each with the time when it is due."""
         path = Path()
-        path.header.stamp, path.header.frame_id = stamp, self.odometry_frame
+        path.header.stamp, path.header.frame_id = stamp, self.pose_frame
         begin = Time.from_msg(stamp).nanoseconds
         for (x, y, yaw), after in zip(command.poses.tolist(), command.times.tolist(), strict=True):
             message = PoseStamped()
             message.header.stamp = Time(nanoseconds=begin + round(1e9 * after)).to_msg()
-            message.header.frame_id = self.odometry_frame
+            message.header.frame_id = self.pose_frame
             message.pose.position = Point(x=x, y=y, z=0.0)
             qx, qy, qz, qw = map(float, quaternion_from_euler(0.0, 0.0, yaw))
             message.pose.orientation = Quaternion(x=qx, y=qy, z=qz, w=qw)
@@ -207,9 +207,9 @@ class TopicWriter:
             self._said, self._held = now, set_point
         self._publisher.publish(self._make(command, stamp))
 
-    def hear_frame(self, odometry: str) -> None:
+    def hear_frame(self, frame: str) -> None:
         """Frame in which the base is measured; where a message names none, it is the one before."""
-        self._messages.odometry_frame = odometry or self._messages.odometry_frame
+        self._messages.pose_frame = frame or self._messages.pose_frame
 
     def destroy(self, node: Node) -> None:
         node.destroy_publisher(self._publisher)

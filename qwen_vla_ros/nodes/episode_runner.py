@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
-from nav_msgs.msg import Odometry
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
 from rclpy.executors import SingleThreadedExecutor
@@ -28,6 +27,7 @@ from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, WorldStatus
 from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes.base_pose import MESSAGES, flat_pose
 from qwen_vla_ros.nodes.images import to_rgb
 from qwen_vla_ros.nodes.recording import Chunk, Episode, Series
 from qwen_vla_ros.srv import ResetWorld
@@ -273,8 +273,9 @@ class EpisodeRunner(Node):
     def _subscribe_state(self) -> None:
         for topic in self._embodiment.state.joint_states:
             self.create_subscription(JointState, topic, self._on_joints, qos.SENSOR)
-        if self._embodiment.state.odometry:
-            self.create_subscription(Odometry, self._embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+        base = self._embodiment.state.base
+        if base is not None:
+            self.create_subscription(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)
 
     def _subscribe_commands(self) -> None:
         for group in self._embodiment.actions:
@@ -337,12 +338,10 @@ class EpisodeRunner(Node):
                     _seconds(message.header.stamp), row
                 )
 
-    def _on_odometry(self, message: Odometry) -> None:
+    def _on_pose(self, message: Any) -> None:
         if self._episode is None:
             return
-        pose = message.pose.pose
-        yaw = 2.0 * np.arctan2(pose.orientation.z, pose.orientation.w)
-        row = np.array([pose.position.x, pose.position.y, yaw])
+        row = np.array(flat_pose(message))
         for group in self._embodiment.actions:
             if group.controller.type in ("diff_drive", "path"):
                 self._episode.measured.setdefault(group.name, Series()).add(

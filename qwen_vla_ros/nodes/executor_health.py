@@ -117,7 +117,7 @@ class ExecutorHealth:
         state = self._embodiment.state
         age, newest = self._watchdog.joint_age(now), self._follower.pose.newest
         figures: dict[str, object] = {"joint state age [s]": age}
-        if self._follower.needs_odometry:
+        if self._follower.needs_pose:
             figures["odometry age [s]"] = math.inf if newest is None else now - newest[0]
         health = Health(figures)
         health.check(age > state.max_age, f"joint states are {age:.2f} s old, allowed {state.max_age} s")

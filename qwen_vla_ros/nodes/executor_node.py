@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
-from nav_msgs.msg import Odometry
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
@@ -23,6 +23,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 
 from . import qos
 from .announcer import Announcer
+from .base_pose import MESSAGES, flat_pose
 from .conductor import Conductor, Patience
 from .configuration_checkup import check_executor
 from .controllers import UnsupportedController, Writer, make_writer
@@ -36,7 +37,6 @@ from .pace import Pace
 from .priority import claim
 from .rivals import Rivals
 from .services import Services
-from .transforms import yaw_of
 from .watchdog import Trouble, Watchdog
 
 Result = ExecuteTask.Result
@@ -281,8 +281,9 @@ class ExecutorNode(BodyNode):
         for topic in embodiment.state.joint_states:
             names = embodiment.state.joint_names.get(topic)
             inbox.listen(JointState, topic, partial(watchdog.hear_joints, names=names), qos.SENSOR)
-        if embodiment.state.odometry and self._follower.needs_odometry:
-            inbox.listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+        base = embodiment.state.base
+        if base is not None and self._follower.needs_pose:
+            inbox.listen(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)
         inbox.listen(ActionChunk, "action_chunk", self._conductor.hear_chunk, qos.RELIABLE, urgent=True)
         inbox.listen(
             PolicyStatus,
@@ -294,15 +295,17 @@ class ExecutorNode(BodyNode):
         # Who publishes counts, its own state too: see Rivals.
         inbox.listen(ExecutorStatus, "executor_status", None, qos.STATE_WATCHED, self._rivals.count_executors)
 
-    def _on_odometry(self, message: Odometry) -> None:
-        pose = message.pose.pose
-        value = [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
+    def _on_pose(self, message: Any) -> None:
+        value = flat_pose(message)
         if np.isfinite(value).all():
             for writer in self._path_writers:
                 writer.hear_frame(message.header.frame_id)
             self._follower.pose.add(seconds(message.header.stamp), value)
         else:
-            self.get_logger().warning(f"odometry holds {value}, dropped", throttle_duration_sec=1.0)
+            topic = self.embodiment.state.base.topic
+            self.get_logger().warning(
+                f"the pose of the base on {topic} is {value}, dropped", throttle_duration_sec=1.0
+            )
 
     # Goals
 

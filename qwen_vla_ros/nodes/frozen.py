@@ -8,15 +8,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.embodiment import Embodiment
 
 from . import qos
+from .base_pose import MESSAGES, flat_pose
 from .lifecycle import seconds
-from .transforms import yaw_of
 
 # How far a joint or the base must have moved for a picture to change [rad or m].
 MOVED = 0.1
@@ -56,9 +55,11 @@ class Motion:
         for topic in state.joint_states if self._embodiment.joints else ():
             hear = partial(self._hear_joints, names=state.joint_names.get(topic))
             self._subscriptions.append(self._node.create_subscription(JointState, topic, hear, qos.SENSOR))
-        if state.odometry:
+        base = state.base
+        if base is not None:
+            kind = MESSAGES[base.type]
             self._subscriptions.append(
-                self._node.create_subscription(Odometry, state.odometry, self._hear_odometry, qos.SENSOR)
+                self._node.create_subscription(kind, base.topic, self._hear_pose, qos.SENSOR)
             )
 
     def rest(self) -> None:
@@ -82,14 +83,9 @@ class Motion:
         for name, position in zip(names or message.name, message.position):  # noqa: B905 - the shorter counts
             self._add(name, stamp, position)
 
-    def _hear_odometry(self, message: Odometry) -> None:
-        stamp, pose = seconds(message.header.stamp), message.pose.pose
-        for name, value in (
-            ("x", pose.position.x),
-            ("y", pose.position.y),
-            ("yaw", yaw_of(pose.orientation)),
-        ):
-            self._add(f"base {name}", stamp, value)
+    def _hear_pose(self, message: Any) -> None:
+        for name, value in zip(("x", "y", "yaw"), flat_pose(message), strict=True):
+            self._add(f"base {name}", seconds(message.header.stamp), value)
 
     def _add(self, name: str, stamp: float, position: float) -> None:
         samples = self._samples.setdefault(name, deque(maxlen=SAMPLES))

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import rclpy
-from nav_msgs.msg import Odometry as OdometryMessage
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -27,6 +26,7 @@ from qwen_vla_ros.embodiment.live_topics import DESCRIPTION, sources
 from qwen_vla_ros.msg import ExecutorStatus, PolicyStatus
 
 from . import qos
+from .base_pose import MESSAGES, pose_of
 from .graph_reading import (
     CONTROLLER_PARAMETERS,
     DISCOVERY,
@@ -112,7 +112,7 @@ def _look(
         nodes=tuple(name for name in nodes if name != own),
         images={camera.view: ear.images(camera.view) for camera in body.cameras},
         joints={topic: ear.joint_states(topic) for topic in body.state.joint_states},
-        odometry=ear.odometry() if body.state.odometry else None,
+        odometry=ear.odometry() if body.state.base else None,
         sim_time={
             name: given["use_sim_time"]
             for name, given in parameters.items()
@@ -221,9 +221,10 @@ class _Ear:
         for name in body.state.joint_states:
             topic = self._topics[name] = resolve(node, name, "policy")
             self._listen(JointState, topic, partial(self._on_joints, name), qos.SENSOR)
-        if body.state.odometry:
-            topic = self._topics["odometry"] = resolve(node, body.state.odometry, "policy")
-            self._listen(OdometryMessage, topic, self._on_odometry, qos.SENSOR)
+        base = body.state.base
+        if base is not None:
+            topic = self._topics["odometry"] = resolve(node, base.topic, "policy")
+            self._listen(MESSAGES[base.type], topic, self._on_pose, qos.SENSOR)
         self._listen(String, DESCRIPTION, self._on_description, qos.LATCHED)
         for kind, name, profile in (
             (ExecutorStatus, "executor_status", qos.LATCHED),
@@ -318,13 +319,14 @@ class _Ear:
             (), (), (), {**last.positions, **sound}, {**last.broken, **broken}, last.unequal
         )
 
-    def _on_odometry(self, message: OdometryMessage) -> None:
+    def _on_pose(self, message: Any) -> None:
         self._note("odometry", message.header)
-        at, turn = message.pose.pose.position, message.pose.pose.orientation
+        pose = pose_of(message)
+        at, turn = pose.position, pose.orientation
         values = (at.x, at.y, turn.x, turn.y, turn.z, turn.w)
         shown = f"x {at.x}, y {at.y}, orientation {turn.x}, {turn.y}, {turn.z}, {turn.w}"
         broken = self._odometry.broken if all(map(math.isfinite, values)) else shown
-        frames = message.header.frame_id, message.child_frame_id
+        frames = message.header.frame_id, getattr(message, "child_frame_id", "")
         self._odometry = Odometry((), (), (), *frames, broken)
 
     def _on_description(self, message: String) -> None:

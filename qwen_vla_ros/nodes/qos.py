@@ -31,7 +31,7 @@ def _profile(depth: int, reliable: bool, latched: bool = False, lease: float = 0
 
 # Only the newest image is of use.
 IMAGE = _profile(1, reliable=False)
-# Joint states and odometry: a few, so that a burst is not lost.
+# Joint states and poses of a base: a few, so that a burst is not lost.
 SENSOR = _profile(5, reliable=False)
 # Chunks, camera_info; heartbeats, for those who only look.
 RELIABLE = _profile(10, reliable=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
-from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
@@ -28,6 +27,7 @@ from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 
 from . import qos
+from .base_pose import MESSAGES, pose_of
 from .images import ImageError, encoding_of, rgb_to_jpeg, to_rgb
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 
@@ -73,7 +73,7 @@ class RerunNode(BodyNode):
         self._rerun = rerun
         self._logged: dict[str, float] = {}
         self._joint: dict[str, float] = {}
-        self._odometry_frame = "odom"
+        self._pose_frame = "odom"
         self._said: list[str] = []
         self._recording = rerun.RecordingStream(APPLICATION)
         self._open(self.value("output"))
@@ -87,8 +87,9 @@ class RerunNode(BodyNode):
         for topic in embodiment.state.joint_states:
             keep = partial(self._on_joints, topic=topic, names=embodiment.state.joint_names.get(topic))
             self._listen(JointState, topic, keep, qos.SENSOR)
-        if embodiment.state.odometry:
-            self._listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+        base = embodiment.state.base
+        if base is not None:
+            self._listen(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)
         for group in embodiment.actions:
             names = list(getattr(group, "joints", ())) or ["v", "w"]
             if group.controller.type == "omni_drive":
@@ -263,17 +264,19 @@ class RerunNode(BodyNode):
                 values = [self._joint[joint] for joint in joints]
                 self._series(group.name, "measured", seconds(message.header.stamp), values)
 
-    def _on_odometry(self, message: Odometry) -> None:
-        self._odometry_frame = message.header.frame_id or self._odometry_frame
-        if not self._due("odometry"):
+    def _on_pose(self, message: Any) -> None:
+        self._pose_frame = message.header.frame_id or self._pose_frame
+        if not self._due("pose"):
             return
-        stamp, pose, twist = seconds(message.header.stamp), message.pose.pose, message.twist.twist
+        stamp, pose = seconds(message.header.stamp), pose_of(message)
         p, q = pose.position, pose.orientation
         turn = self._rerun.Quaternion(xyzw=[q.x, q.y, q.z, q.w])
         self._log(
             ["scene", "robot"], stamp, self._rerun.Transform3D(translation=[p.x, p.y, p.z], quaternion=turn)
         )
-        for group in self.embodiment.actions:
+        # Odometry alone tells the velocity, too.
+        twist = message.twist.twist if hasattr(message, "twist") else None
+        for group in self.embodiment.actions if twist is not None else ():
             if not getattr(group, "joints", ()):
                 omni = group.controller.type == "omni_drive"
                 values = [twist.linear.x, *([twist.linear.y] if omni else []), twist.angular.z]
@@ -319,7 +322,7 @@ class RerunNode(BodyNode):
                     self._log(["status"], stamp, self._rerun.TextDocument(marker.text))
                 continue
             # Links of the robot move with its base.
-            fixed = marker.header.frame_id == self._odometry_frame or marker.ns.endswith("/base")
+            fixed = marker.header.frame_id == self._pose_frame or marker.ns.endswith("/base")
             path = ["scene", "odometry" if fixed else "robot", *marker.ns.split("/"), str(marker.id)]
             if marker.action == Marker.DELETE:
                 self._log(path, stamp, self._rerun.Clear(recursive=False))

@@ -49,6 +49,7 @@ from qwen_vla_ros.sim.state_log import StateRecorder
 from qwen_vla_ros.srv import ResetWorld
 
 from . import qos
+from .base_pose import MESSAGES, from_odometry
 from .ending import Ending
 from .images import depth_to_message, rgb_to_encoding, rgb_to_jpeg, rgb_to_png
 from .lifecycle import declare, run, seconds
@@ -196,8 +197,10 @@ class SimNode(Node):
         self._description.publish(String(data=body.urdf or urdf_of(self._world.model, body)))
         self._odometry = None
         if body.base is not None:
-            topic = self.embodiment.state.odometry or "odom"
-            self._odometry = self.create_publisher(Odometry, topic, qos.RELIABLE)
+            told = self.embodiment.state.base
+            self._pose_type = told.type if told else "odometry"
+            topic = told.topic if told else "odom"
+            self._odometry = self.create_publisher(MESSAGES[self._pose_type], topic, qos.RELIABLE)
         self._tf = None if TFMessage is None else self.create_publisher(TFMessage, "/tf", qos.RELIABLE)
         self._views = self._make_views()
         self._pictures = Pictures(self._world.model)
@@ -559,7 +562,7 @@ class SimNode(Node):
             for axis, value in rotation.items():
                 setattr(message.pose.pose.orientation, axis, value)
                 setattr(transform.transform.rotation, axis, value)
-            self._odometry.publish(message)
+            self._odometry.publish(from_odometry(message, self._pose_type))
             if self._tf is not None:
                 self._tf.publish(TFMessage(transforms=[transform]))
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import rclpy
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
-from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
@@ -29,9 +28,10 @@ from qwen_vla_ros.motion.base import History
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
+from .base_pose import MESSAGES, flat_pose
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .plan_geometry import DescriptionError, Plan, RobotModel, colours, make_plan
-from .transforms import quaternion_from_euler, yaw_of
+from .transforms import quaternion_from_euler
 
 PERIOD = 0.1
 
@@ -97,7 +97,7 @@ class VisualizerNode(BodyNode):
         self._joint: dict[str, float] = {}
         self._joints = History(len(embodiment.joints), MEMORY)
         self._pose = History(3, MEMORY, angles=[False, False, True])
-        self._odometry_frame = "odom"
+        self._pose_frame = "odom"
         self._shown: _Shown | None = None
         self._status: ExecutorStatus | None = None
         self._policy: PolicyStatus | None = None
@@ -111,8 +111,9 @@ class VisualizerNode(BodyNode):
         for topic in embodiment.state.joint_states:
             keep = partial(self._on_joints, names=embodiment.state.joint_names.get(topic))
             self._listen(JointState, topic, keep, qos.SENSOR)
-        if embodiment.state.odometry:
-            self._listen(Odometry, embodiment.state.odometry, self._on_odometry, qos.SENSOR)
+        base = embodiment.state.base
+        if base is not None:
+            self._listen(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)
         self._listen(ActionChunk, "action_chunk", self._on_chunk, qos.RELIABLE)
         self._listen(Task, "task", partial(setattr, self, "_task"), qos.LATCHED)
         self._listen(ExecutorStatus, "executor_status", partial(setattr, self, "_status"), qos.LATCHED)
@@ -215,10 +216,9 @@ class VisualizerNode(BodyNode):
         if np.isfinite(values).all():
             self._joints.add(seconds(message.header.stamp), values)
 
-    def _on_odometry(self, message: Odometry) -> None:
-        pose = message.pose.pose
-        self._odometry_frame = message.header.frame_id or self._odometry_frame
-        value = [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
+    def _on_pose(self, message: Any) -> None:
+        self._pose_frame = message.header.frame_id or self._pose_frame
+        value = flat_pose(message)
         if np.isfinite(value).all():
             self._pose.add(seconds(message.header.stamp), value)
 
@@ -342,8 +342,8 @@ class VisualizerNode(BodyNode):
         points = np.column_stack([base[:, :2], np.full(len(base), 0.02)])
         newest = self._pose.newest
         here = points[0] if newest is None else np.array([*newest[1][:2], 0.02])
-        self._add_line(markers, "base", self._odometry_frame, here, points, shown, scale=3.0)
-        arrow = self._marker("goal/base", 0, Marker.ARROW, self._odometry_frame, 0.05)
+        self._add_line(markers, "base", self._pose_frame, here, points, shown, scale=3.0)
+        arrow = self._marker("goal/base", 0, Marker.ARROW, self._pose_frame, 0.05)
         arrow.scale.x, arrow.scale.z = 0.3, 0.05
         arrow.pose.position = _point(points[-1])
         arrow.pose.orientation = _quaternion(base[-1, 2])
@@ -415,7 +415,7 @@ class VisualizerNode(BodyNode):
             )
         newest = self._pose.newest
         x, y = (0.0, 0.0) if newest is None else newest[1][:2]
-        return self._odometry_frame, np.array([x, y, 1.0])
+        return self._pose_frame, np.array([x, y, 1.0])
 
     def _marker(self, ns: str, number: int, kind: int, frame: str, width: float) -> Marker:
         marker = Marker(ns=ns, id=number, type=kind, action=Marker.ADD)
@@ -444,12 +444,12 @@ class VisualizerNode(BodyNode):
         shown = self._current()
         message = PathMessage()
         message.header.stamp = self.stamp(self.now)
-        message.header.frame_id = self._odometry_frame
+        message.header.frame_id = self._pose_frame
         if shown is not None and shown.plan.base is not None:
             for (x, y, yaw), due in zip(shown.plan.base, shown.times, strict=True):
                 pose = PoseStamped()
                 pose.header.stamp = self.stamp(due)
-                pose.header.frame_id = self._odometry_frame
+                pose.header.frame_id = self._pose_frame
                 pose.pose.position = _point((x, y, 0.0))
                 pose.pose.orientation = _quaternion(yaw)
                 message.poses.append(pose)

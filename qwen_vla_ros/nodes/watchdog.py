@@ -50,7 +50,7 @@ class Watchdog:
 
     Args:
         embodiment: its joints, topics and ages.
-        follower: receives measured joints; holds odometry.
+        follower: receives measured joints; holds poses of the base.
         writers: by action group.
         max_tracking_error: of a joint, from its command, 0 for any [rad or m].
 
@@ -87,7 +87,7 @@ class Watchdog:
         self._joint_trouble: Trouble | None = None
         self._looked = -math.inf
         self._in_controllers: Trouble | None = None
-        self._needs_odometry = follower.needs_odometry
+        self._base = embodiment.state.base if follower.needs_pose else None
         self.heartbeat = Heartbeat(
             embodiment.stop.heartbeat_timeout, policy_lease, 1.0 / embodiment.command_rate
         )
@@ -175,7 +175,7 @@ class Watchdog:
         if wall - self._looked > LOOK_PERIOD:
             self._looked = wall
             self._in_controllers = self._find_in_controllers() or self._find_astray()
-        return self._find_in_joints(now) or self._find_in_odometry(now) or self._in_controllers
+        return self._find_in_joints(now) or self._find_in_pose(now) or self._in_controllers
 
     def _find_in_controllers(self) -> Trouble | None:
         for name, writer in self._writers.items():
@@ -232,17 +232,17 @@ class Watchdog:
             passing=True,
         )
 
-    def _find_in_odometry(self, now: float) -> Trouble | None:
-        if not self._needs_odometry:
+    def _find_in_pose(self, now: float) -> Trouble | None:
+        if self._base is None:
             return None
-        state, newest = self._embodiment.state, self._follower.pose.newest
+        allowed, newest = self._embodiment.state.max_age, self._follower.pose.newest
         age = math.inf if newest is None else now - newest[0]
-        if abs(age) <= state.max_age:
+        if abs(age) <= allowed:
             return None
         found = f"{age:.2f} s old" if age > 0 else f"stamped {-age:.2f} s ahead of the clock"
         return Trouble(
             Result.ODOMETRY_STALE,
-            f"odometry on {state.odometry} is {found}, allowed {state.max_age} s",
+            f"the pose of the base on {self._base.topic} is {found}, allowed {allowed} s",
             passing=True,
         )
 

@@ -263,6 +263,7 @@ CAMERA_TWICE = PANDA.replace(
     "max_camera_skew",
     "  - {view: ego, topic: camera/second/image_raw, size: [64, 64]}\nmax_camera_skew",
 )
+ODOMETRY = "odometry: mobile_base_controller/odom"
 OTHER_CASES = {
     "camera listed twice": (CAMERA_TWICE, "cameras[1].view", "second time", "each view once"),
     "camera topic twice": (
@@ -278,10 +279,28 @@ OTHER_CASES = {
         "each topic once",
     ),
     "waypoints without odometry": (
-        TIAGO.replace("odometry: mobile_base_controller/odom", "joint_states: []"),
+        TIAGO.replace(ODOMETRY, "joint_states: []"),
         "state.odometry",
         "nothing",
-        "odometry topic",
+        "odometry topic, or a `pose`",
+    ),
+    "odometry and a pose": (
+        TIAGO.replace("state:\n", "state:\n  pose: {topic: amcl_pose, type: pose_stamped}\n"),
+        "state.pose",
+        "`odometry` as well",
+        "one of them",
+    ),
+    "pose of an unknown type": (
+        TIAGO.replace(ODOMETRY, "pose: {topic: amcl_pose, type: PoseStamped}"),
+        "state.pose.type",
+        "'PoseStamped'",
+        "'pose_stamped' or 'pose_with_covariance_stamped'",
+    ),
+    "pose without a type": (
+        TIAGO.replace(ODOMETRY, "pose: {topic: amcl_pose}"),
+        "state.pose.type",
+        "nothing",
+        "value",
     ),
     "Twist or TwistStamped": (
         TIAGO.replace(", stamped: false", ""),

@@ -24,7 +24,8 @@ from qwen_vla_ros.embodiment.graph_facts import (
 )
 from qwen_vla_ros.embodiment.live_checkup import LIVE, examine_live
 from qwen_vla_ros.embodiment.live_codes import CODES
-from qwen_vla_ros.embodiment.live_topics import COMPRESSED, DESCRIPTION, OWN, command_type, sources
+from qwen_vla_ros.embodiment.live_topics import COMPRESSED, DESCRIPTION, OWN, POSES, command_type, sources
+from qwen_vla_ros.embodiment.schema import PoseTopic, State
 
 HERE = Path(__file__).parent
 PANDA = load_embodiment("franka_panda")
@@ -52,6 +53,8 @@ def sound(body, namespace=""):
     }
     states = body.state.joint_states
     frames = [group.frame for group in body.actions if hasattr(group, "frame")]
+    # A pose names no frame of its own.
+    child = frames[0] if frames and body.state.odometry else ""
     return Graph(
         namespace=namespace or "/",
         seconds=3.0,
@@ -60,7 +63,7 @@ def sound(body, namespace=""):
         nodes=("/driver", "/controller"),
         images={c.view: Images(*heard, c.encodings[:1], (tuple(c.size),)) for c in body.cameras},
         joints={topic: JointStates(*heard, positions) for topic in states},
-        odometry=Odometry(*heard, "odom", frames[0] if frames else "") if body.state.odometry else None,
+        odometry=Odometry(*heard, "odom", child) if body.state.base else None,
         environment={"FASTDDS_DEFAULT_PROFILES_FILE": "x.xml", "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"},
     )
 
@@ -69,6 +72,11 @@ def sound(body, namespace=""):
 def test_a_robot_that_is_as_its_yaml_says_has_no_finding(name):
     body = load_embodiment(name)
     assert list(examine_live(Subject(body, graph=sound(body)))) == []
+
+
+def test_a_base_placed_by_poses_has_no_finding():
+    for body in PLACED.values():
+        assert codes(body, sound(body)) == {}
 
 
 def codes(body, graph):
@@ -94,6 +102,13 @@ DEPTH = "camera/ego/depth"
 SEEING = PANDA.model_copy(update={"cameras": (PANDA.cameras[0].model_copy(update={"depth": DEPTH}),)})
 CLOCK = with_topic(sound(PANDA), "/clock", publishers=(Endpoint("/world", "rosgraph_msgs/msg/Clock"),))
 ODOM = BASE.state.odometry
+AMCL = "amcl_pose"
+PLACED = {
+    kind: BASE.model_copy(update={"state": State(pose=PoseTopic(topic=AMCL, type=kind))})
+    for kind in POSES
+    if kind != "odometry"
+}
+POSED, SEEN = PLACED["pose_stamped"], PLACED["pose_with_covariance_stamped"]
 # What no test over DDS brings about: code, body, graph, words of found or expected, of the advice, warning
 CASES = [
     ("RMW_UNTRIED", PANDA, environment(RMW_IMPLEMENTATION="rmw_x_cpp"), "rmw_x_cpp", "the same", True),
@@ -150,6 +165,70 @@ CASES = [
         "1 Hz",
         "raise the rate",
         False,
+    ),
+    (
+        "ODOMETRY_UNPUBLISHED",
+        POSED,
+        with_topic(sound(POSED), AMCL, publishers=()),
+        "geometry_msgs/msg/PoseStamped",
+        "start the driver",
+        False,
+    ),
+    (
+        "ODOMETRY_TYPE",
+        POSED,
+        with_topic(sound(POSED), AMCL, publishers=(Endpoint("/amcl", POSES[SEEN.state.base.type]),)),
+        "geometry_msgs/msg/PoseWithCovarianceStamped from /amcl",
+        "write pose: {topic: amcl_pose, type: pose_with_covariance_stamped} under state",
+        False,
+    ),
+    (
+        "ODOMETRY_TYPE",
+        SEEN,
+        with_topic(sound(SEEN), AMCL, publishers=(Endpoint("/driver", POSES["odometry"]),)),
+        "nav_msgs/msg/Odometry from /driver",
+        "write odometry: amcl_pose under state",
+        False,
+    ),
+    (
+        "ODOMETRY_TYPE",
+        BASE,
+        with_topic(sound(BASE), ODOM, publishers=(Endpoint("/tracker", POSES["pose_stamped"]),)),
+        "nav_msgs/msg/Odometry",
+        f"write pose: {{topic: {ODOM}, type: pose_stamped}} under state",
+        False,
+    ),
+    (
+        "ODOMETRY_RATE",
+        POSED,
+        replace(sound(POSED), odometry=Odometry((0.0, 1.0), (0.0, 0.0), (0.0, 1.0), "map")),
+        "1 Hz",
+        "raise the rate",
+        False,
+    ),
+    (
+        "STAMP_ZERO",
+        SEEN,
+        replace(sound(SEEN), odometry=replace(sound(SEEN).odometry, stamps=(0.0,) * len(TIMES))),
+        "time of capture",
+        "header.stamp",
+        False,
+    ),
+    (
+        "ODOMETRY_NOT_FINITE",
+        POSED,
+        replace(sound(POSED), odometry=replace(sound(POSED).odometry, broken="x nan")),
+        "x nan",
+        "publishes it",
+        False,
+    ),
+    (
+        "ODOMETRY_FRAME",
+        POSED,
+        replace(sound(POSED), odometry=replace(sound(POSED).odometry, frame="")),
+        "no frame",
+        "header.frame_id",
+        True,
     ),
     (
         "CONTROLLER_INACTIVE",

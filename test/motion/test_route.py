@@ -96,9 +96,9 @@ def test_what_cannot_be_checked_is_answered_by_stay():
     assert command.poses == pytest.approx(np.zeros((1, 3)))
     assert follower.halt() == []
     follower = Follower(BODY)
-    with pytest.raises(MotionError, match="no odometry"):
+    with pytest.raises(MotionError, match="its pose is not known"):
         follower.step(10.0)
-    with pytest.raises(ValueError, match=r"base \(odometry\)"):
+    with pytest.raises(ValueError, match=r"base \(its pose\)"):
         follower.start(10.0)
 
 

@@ -15,7 +15,7 @@ import yaml
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 import rclpy
-from geometry_msgs.msg import Twist
+from geometry_msgs.msg import PoseWithCovarianceStamped, Twist
 from nav_msgs.msg import Odometry
 from qwen_vla_ros.msg import ExecutorStatus, PolicyStatus
 from rclpy.duration import Duration
@@ -157,6 +157,10 @@ SECOND = robot(
     ["absent", "foreign", "quiet", "seldom", "uneven"],
     [arm("arm", ["a1"], "forward_command"), base()],
 )
+SECOND["state"] = {
+    "joint_states": SECOND["state"]["joint_states"],
+    "pose": {"topic": "tracked", "type": "pose_stamped"},
+}
 SECOND_FAULTS = [
     ("CLOCK_TWICE", "/second/clock"),
     ("CLOCK_IGNORED", "/second/clock"),
@@ -166,7 +170,7 @@ SECOND_FAULTS = [
     ("JOINTS_SILENT", "state.joint_states[2]"),
     ("JOINTS_RATE", "state.joint_states[3]"),
     ("JOINTS_LENGTH", "state.joint_states[4]"),
-    ("ODOMETRY_TYPE", "state.odometry"),
+    ("ODOMETRY_TYPE", "state.pose.topic"),
     ("COMMAND_UNHEARD", "actions[0].controller.topic"),
     ("COMMAND_UNHEARD", "actions[1].controller.topic"),
     ("DISCOVERY_RANGE", ""),
@@ -334,7 +338,7 @@ def second_robot(faults):
     faults.publish(world, JointState, "seldom", lambda now, count: stamped(sound, at(now)), every=12)
     uneven = JointState(name=["a2", "a3"], position=[0.0])
     faults.publish(world, JointState, "uneven", lambda now, count: stamped(uneven, at(now)))
-    faults.publish(world, Twist, "odom")
+    faults.publish(world, PoseWithCovarianceStamped, "tracked")
 
 
 @pytest.fixture(scope="module")

@@ -159,14 +159,14 @@ def node(ros_environment):
 def test_the_scene_of_a_base_moves_with_its_odometry(node):
     """Plans of a base lie in the frame of its odometry, links of the robot in that of the base."""
     calls: list = []
-    node._rerun, node._odometry_frame, node._logged = rerun, "odom", {}
+    node._rerun, node._pose_frame, node._logged = rerun, "odom", {}
     node._log = lambda path, stamp, *what: calls.append((path, what[0]))
     node.embodiment = load_embodiment("tiago_base")
     heard = Odometry()
     heard.header.frame_id = "my_odom"
     heard.pose.pose.position.x, heard.twist.twist.angular.z = 1.5, 0.25
     heard.pose.pose.orientation.w = 1.0
-    node._on_odometry(heard)
+    node._on_pose(heard)
     (place, pose), (_, velocity) = calls
     assert place == ["scene", "robot"]
     assert pose.translation.as_arrow_array().to_pylist() == [[1.5, 0.0, 0.0]]
@@ -187,6 +187,19 @@ def test_the_scene_of_a_base_moves_with_its_odometry(node):
     place, line_drawn = calls[5]
     assert place == ["scene", "odometry", "path", "base"]
     assert line_drawn.strips.as_arrow_array().to_pylist() == [[[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]]
+
+
+def test_a_pose_moves_the_robot_and_tells_no_velocity(node):
+    calls: list = []
+    node._rerun, node._pose_frame, node._logged = rerun, "odom", {}
+    node._log = lambda path, stamp, *what: calls.append((path, what[0]))
+    node.embodiment = load_embodiment("tiago_base")
+    heard = PoseStamped()
+    heard.header.frame_id, heard.pose.position.x = "map", 1.5
+    node._on_pose(heard)
+    ((place, pose),) = calls
+    assert (place, node._pose_frame) == (["scene", "robot"], "map")
+    assert pose.translation.as_arrow_array().to_pylist() == [[1.5, 0.0, 0.0]]
 
 
 def test_markers_become_shapes():
