@@ -27,7 +27,7 @@ class Inbox:
 
     def __init__(self, node: Node):
         self._node, self._group = node, LeftAlone()
-        self._subscriptions: list[Subscription] = []
+        self._heard: list[Subscription] = []
         self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
         self._urgent: list[tuple[Subscription, Callable[[Any], None]]] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
@@ -56,7 +56,7 @@ class Inbox:
         except UnsupportedEventTypeError:
             self._node.get_logger().info(f"this middleware does not tell when a publisher of {topic} dies")
             subscription = make()
-        self._subscriptions.append(subscription)
+        self._heard.append(subscription)
         if hear is not None:
             (self._urgent if urgent else self._slots).append((subscription, hear))
         for event in subscription.event_handlers:
@@ -80,9 +80,9 @@ class Inbox:
 
     def destroy(self) -> None:
         self._lives = []
-        for subscription in self._subscriptions:
+        for subscription in self._heard:
             self._node.destroy_subscription(subscription)
-        self._subscriptions, self._urgent, self._slots = [], [], []
+        self._heard, self._urgent, self._slots = [], [], []
 
 
 def _ignore(message: Any) -> None:
