@@ -509,12 +509,18 @@ def _described(urdf: Urdf, joints: Joints, name: str) -> UrdfJoint | None:
     if not known or len(known) < len(parts) or len({part.unit for part in known}) > 1:
         return None
     # In equal parts: the narrowest part says how far all go.
-    total: dict[str, float | None] = {}
-    for key, narrowest in (("lower", max), ("upper", min), ("velocity", min)):
-        values = [getattr(part, key) for part in known]
-        given = [value for value in values if value is not None]
-        total[key] = len(known) * narrowest(given) if given else None
-    return replace(known[0], name=name, mimic=None, **total)
+    count = len(known)
+    lower = [count * part.lower for part in known if part.lower is not None]
+    upper = [count * part.upper for part in known if part.upper is not None]
+    fast = [count * part.velocity for part in known if part.velocity is not None]
+    return replace(
+        known[0],
+        name=name,
+        mimic=None,
+        lower=max(lower, default=None),
+        upper=min(upper, default=None),
+        velocity=min(fast, default=None),
+    )
 
 
 def _some(names: list[str]) -> str:
