@@ -430,12 +430,15 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
             if joint is None:
                 close = difflib.get_close_matches(name, movable, n=1, cutoff=0.5)
                 hint = f"{close[0]!r}?" if close else f"one of {_some(movable)}"
+                advice = "write the name as in the URDF and in /joint_states"
+                if not close and joints.own and "ik" not in joints.path:
+                    advice += ", or name it in `virtual` if only the driver has it"
                 yield Finding(
                     "URDF_JOINT_UNKNOWN",
                     path,
                     f"{name!r}, which {urdf.source} does not have",
                     hint,
-                    "write the name as in the URDF and in /joint_states",
+                    advice,
                     # The YAML gives the joint a name of its own, or it stands for several.
                     warning=name in renamed or not joints.own,
                 )

@@ -405,6 +405,12 @@ def test_own_names_of_joints_are_not_errors(urdf):
     assert (finding.code, finding.warning) == ("URDF_JOINT_UNKNOWN", True)
 
 
+def test_a_joint_like_no_other_may_be_the_driver_s_alone(urdf):
+    (finding,) = examine(Subject(robot((["actions", 0, "joints", 0], "extension_xy")), urdf=urdf))
+    assert (finding.code, finding.warning) == ("URDF_JOINT_UNKNOWN", False)
+    assert finding.advice.endswith("or name it in `virtual` if only the driver has it")
+
+
 def test_a_urdf_of_chains_only_need_not_have_grippers(urdf):
     body = robot((["actions", 0], EEF), (["actions", 1, "joints", 0], "grip"))
     assert [f.code for f in examine(Subject(body, urdf=urdf))] == ["URDF_JOINT_UNKNOWN"]
