@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ class Joints:
     velocity: Array
     named: tuple[Path, ...]
     own: bool  # the group's own, in its unit; not converted from fractions
+    virtual: Mapping[str, tuple[str, ...]]  # of the driver alone: sums of joints of the URDF
     comparable: bool = True  # with a URDF: not so fractions that the robot itself counts in
     continuous: tuple[str, ...] = ()
 
@@ -135,6 +136,7 @@ def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
                 velocity,
                 tuple((*path, "joints", k) for k in range(len(group.joints))),
                 not fraction,
+                group.virtual,
                 not fraction or "opening_field" in group.model_fields_set,
                 getattr(group, "continuous", ()),
             )
@@ -150,6 +152,7 @@ def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
                 chain.limits.velocity,
                 tuple((*place, "joints", k) for k in range(len(chain.joints))),
                 True,
+                {},
             )
             yield joints, chain.limits_field
 
@@ -421,15 +424,21 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
             joint, path = urdf.joints.get(name), joints.named[k]
             if joint is None and subject.chains_only and "ik" not in joints.path:
                 continue
+            if name in joints.virtual:
+                yield from _virtual(urdf, joints, k, movable)
+                continue
             if joint is None:
                 close = difflib.get_close_matches(name, movable, n=1, cutoff=0.5)
                 hint = f"{close[0]!r}?" if close else f"one of {_some(movable)}"
+                advice = "write the name as in the URDF and in /joint_states"
+                if not close and joints.own and "ik" not in joints.path:
+                    advice += ", or name it in `virtual` if only the driver has it"
                 yield Finding(
                     "URDF_JOINT_UNKNOWN",
                     path,
                     f"{name!r}, which {urdf.source} does not have",
                     hint,
-                    "write the name as in the URDF and in /joint_states",
+                    advice,
                     # The YAML gives the joint a name of its own, or it stands for several.
                     warning=name in renamed or not joints.own,
                 )
@@ -459,6 +468,64 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+def _virtual(urdf: Urdf, joints: Joints, k: int, movable: list[str]) -> Iterator[Finding]:
+    """A joint that only the driver has, and those of the URDF that it is the sum of."""
+    name = joints.names[k]
+    path: Path = (*joints.path, "virtual", name)
+    if name in urdf.joints:
+        yield Finding(
+            "URDF_VIRTUAL",
+            path,
+            f"{name!r}, which {urdf.source} has",
+            "a joint that only the driver has",
+            "remove it from `virtual`",
+            # Another description of the robot may have it.
+            warning=True,
+        )
+    for p, part in enumerate(joints.virtual[name]):
+        joint = urdf.joints.get(part)
+        if joint is None:
+            close = difflib.get_close_matches(part, movable, n=1, cutoff=0.5)
+            yield Finding(
+                "URDF_JOINT_UNKNOWN",
+                (*path, p),
+                f"{part!r}, which {urdf.source} does not have",
+                f"{close[0]!r}?" if close else f"one of {_some(movable)}",
+                f"write the joints of the URDF that make up {name}",
+            )
+        elif joint.unit is None or (joints.own and joint.unit != joints.units[k]):
+            yield Finding(
+                "URDF_UNIT",
+                (*path, p),
+                f"{part!r}, of type {joint.type} in the URDF",
+                f"a joint that moves, in the unit of {name}, {joints.units[k]}",
+                "correct the unit of the group, or choose other joints",
+            )
+
+
+def _described(urdf: Urdf, joints: Joints, name: str) -> UrdfJoint | None:
+    """The joint in the URDF; of a virtual one the sum of its parts, None where they make no sum."""
+    if name not in joints.virtual or name in urdf.joints:
+        return urdf.joints.get(name)
+    parts = joints.virtual[name]
+    known = [urdf.joints[part] for part in parts if part in urdf.joints]
+    if not known or len(known) < len(parts) or len({part.unit for part in known}) > 1:
+        return None
+    # In equal parts: the narrowest part says how far all go.
+    count = len(known)
+    lower = [count * part.lower for part in known if part.lower is not None]
+    upper = [count * part.upper for part in known if part.upper is not None]
+    fast = [count * part.velocity for part in known if part.velocity is not None]
+    return replace(
+        known[0],
+        name=name,
+        mimic=None,
+        lower=max(lower, default=None),
+        upper=min(upper, default=None),
+        velocity=min(fast, default=None),
+    )
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
 
@@ -470,7 +537,7 @@ def urdf_limits(subject: Subject) -> Iterator[Finding]:
         return
     for joints, field in jointed(subject.embodiment):
         for k, name in enumerate(joints.names):
-            joint = urdf.joints.get(name)
+            joint = _described(urdf, joints, name)
             if joint is None or not joint.moves or not joints.comparable:
                 continue
             if joints.own and joint.unit != joints.units[k]:

@@ -36,6 +36,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
         yield from _limits(path, group)
         yield from _kinematics(path, group)
         yield from _units(path, group)
+        yield from _virtual(path, group, groups)
         yield from _normalisation(path, group)
         yield from _threshold(path, group)
     yield from _home(data, groups)
@@ -263,6 +264,27 @@ def _units(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     for where, closed, opened in _pairs(place, opening):
         if closed == opened:
             yield Fault(where, f"{closed:g} closed and open", "[closed, open], two different positions")
+
+
+def _virtual(path: Path, group: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    virtual, place = _dict(group.get("virtual")), (*path, "virtual")
+    own = [name for name in _list(group.get("joints")) if isinstance(name, str)]
+    for name in virtual:
+        if name not in own:
+            expected = f"one of {', '.join(own) or 'none'}"
+            yield Fault((*place, name), "no such name in `joints`", expected)
+    parts = [((*place, name, k), part) for name in virtual for k, part in enumerate(_list(virtual[name]))]
+    yield from _repeated(place, parts, "each part once")
+    moved = [
+        name
+        for _, other in groups
+        for name in (*_list(other.get("joints")), *_list(_dict(other.get("ik")).get("joints")))
+    ]
+    for where, part in parts:
+        if part in moved:
+            yield Fault(
+                where, f"{part!r}, which a group commands", "joints of the URDF that no group commands"
+            )
 
 
 def _pairs(path: Path, value: Any) -> Iterator[tuple[Path, float, float]]:

@@ -401,6 +401,13 @@ class JointGroup(Group):
         ),
     ]
     unit: Any
+    virtual: Annotated[
+        dict[JointName, tuple[JointName, ...]],
+        Field(
+            description="Joints that only the driver has: each is the sum of these joints of the URDF, in "
+            "equal parts; an empty list where nothing in the URDF moves with it"
+        ),
+    ] = {}
     limits_field: Annotated[
         JointLimitsField, Field(alias="limits", description="Never exceeded by a command")
     ]
@@ -417,6 +424,11 @@ class JointGroup(Group):
     def limits(self) -> JointLimits:
         """Limits as arrays, one entry per joint."""
         return JointLimits(self.limits_field, len(self.joints))
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Joints of the URDF that the group moves: parts in place of a virtual joint."""
+        return tuple(name for joint in self.joints for name in self.virtual.get(joint, (joint,)))
 
 
 class JointPositionGroup(JointGroup):

@@ -82,21 +82,18 @@ class RobotModel:
     def tips(self, joints: Iterable[str]) -> tuple[str, ...]:
         """Links at the ends of the chains that `joints` make, past fixed joints up to a fork.
 
-        Raises:
-            DescriptionError: a joint is not in the URDF.
+        Joints that are not in the URDF are passed over.
         """
-        self.check(joints)
-        ids = [self._model.getJointId(name) for name in joints]
+        ids = [self._model.getJointId(name) for name in joints if name in self._places]
         ends = [i for i in ids if not any(i != j and i in list(self._model.supports[j]) for j in ids)]
         return tuple(self._end_of(i) for i in ends)
 
-    def check(self, joints: Iterable[str]) -> None:
-        """Raises DescriptionError when a joint is not in the URDF."""
+    def absent(self, joints: Iterable[str]) -> str | None:
+        """What to say of joints that are not in the URDF; None where all are."""
         absent = [name for name in joints if name not in self._places]
-        if absent:
-            raise DescriptionError(
-                f"{self.source}: no joint {', '.join(absent)}; there are {', '.join(self.joints)}"
-            )
+        if not absent:
+            return None
+        return f"{self.source}: no joint {', '.join(absent)}; there are {', '.join(self.joints)}"
 
     def _end_of(self, joint: int) -> str:
         below: dict[str, list[str]] = {}
@@ -137,7 +134,7 @@ class Plan:
         tips: by group/link: x, y, z [m], w, x, y, z relative to the link in `frames`. Shapes (h, 7).
         frames: by the same keys, the root link.
         base: x, y [m], yaw [rad] of the base, in the frame of the odometry. Shape (h, 3), or None.
-        joints: by name, as in joint states. Shapes (h,).
+        joints: by name, as in joint states, and the parts of virtual ones. Shapes (h,).
     """
 
     tips: dict[str, np.ndarray]
@@ -165,6 +162,17 @@ def joint_rows(group: Any, rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
     elif group.reference == "previous_step":
         rows = np.cumsum(rows, axis=0) + (origin - closed) / scale
     return closed + scale * rows
+
+
+def shares(embodiment: Embodiment, positions: Mapping[str, Any]) -> dict[str, Any]:
+    """What the virtual joints in `positions` mean for the joints of the URDF that they are sums of."""
+    return {
+        part: positions[name] / len(parts)
+        for group in embodiment.actions
+        for name, parts in getattr(group, "virtual", {}).items()
+        if name in positions
+        for part in parts
+    }
 
 
 def tip_rows(group: Any, rows: np.ndarray, origin: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -220,7 +228,7 @@ def make_plan(
     """Where the rows of a chunk bring the robot.
 
     Args:
-        models: by group, for groups that move an arm.
+        models: by group, for groups that move an arm and are to be drawn.
         rows: in the embodiment's units and references. Shape (h, c).
         joints: at the observation, as in joint states; all that turn its arms.
         pose: of the base at the observation: x, y [m], yaw [rad]. Shape (3,).
@@ -235,6 +243,8 @@ def make_plan(
         if group.kind in ("waypoint", "base_velocity"):
             base = base_rows(group, part, pose, step)
         elif group.kind == "eef_delta":
+            if group.name not in models:
+                continue
             model = models[group.name]
             frame = group.frame if model.has_link(group.frame) else model.root
             origin, axes = model.poses(joints, (group.tip, frame))
@@ -243,11 +253,12 @@ def make_plan(
         else:
             origin = np.array([joints[name] for name in group.joints])
             moved.update(zip(group.joints, joint_rows(group, part, origin).T, strict=True))
+    moved.update(shares(embodiment, moved))
     for group in embodiment.actions:
-        if group.kind != "joint_position":
+        if group.kind != "joint_position" or group.name not in models:
             continue
         model = models[group.name]
-        links = model.tips(group.joints)
+        links = model.tips(group.described)
         # All joints of a row together: an arm on a waist goes where both bring it.
         path = np.array(
             [

@@ -30,7 +30,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 from . import qos
 from .base_pose import MESSAGES, flat_pose
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
-from .plan_geometry import DescriptionError, Plan, RobotModel, colours, make_plan
+from .plan_geometry import DescriptionError, Plan, RobotModel, colours, make_plan, shares
 from .transforms import quaternion_from_euler
 
 PERIOD = 0.1
@@ -146,8 +146,12 @@ class VisualizerNode(BodyNode):
     # Descriptions
 
     def _find_models(self, embodiment: Embodiment) -> dict[str, RobotModel]:
-        """By group, for those that move an arm."""
+        """By group, for those that move an arm and can be drawn.
+
+        What the description lacks is left out with a warning, as long as it is one of this robot.
+        """
         models: dict[str, RobotModel] = {}
+        lacks: list[str] = []
         common: RobotModel | None = None
         files: dict[str, RobotModel] = {}
         try:
@@ -161,17 +165,22 @@ class VisualizerNode(BodyNode):
                     model = files[own]
                 else:
                     common = model = common or RobotModel(*self._describe())
-                if group.kind == "eef_delta":
-                    if not model.has_link(group.tip):
-                        raise DescriptionError(
-                            f"{model.source}: no link {group.tip}, the tip of {group.name}"
-                        )
-                    model.check(group.joints)
-                else:
-                    model.tips(group.joints)
-                models[group.name] = model
+                eef = group.kind == "eef_delta"
+                moving = group.joints if eef else group.described
+                lack = model.absent(moving)
+                if eef and not model.has_link(group.tip):
+                    lack = f"{model.source}: no link {group.tip}, the tip of {group.name}"
+                if lack is not None:
+                    lacks.append(lack)
+                # A pose needs all of its joints; a path of joints is drawn of those that are there.
+                if lack is None or (not eef and model.tips(moving)):
+                    models[group.name] = model
         except DescriptionError as error:
             raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
+        if lacks and not models:
+            raise ConfigurationError(f"embodiment {embodiment.name}: {lacks[0]}")
+        for lack in lacks:
+            self.get_logger().warning(f"embodiment {embodiment.name}: {lack}; the rest is drawn")
         return models
 
     def _describe(self) -> tuple[str, str]:
@@ -211,7 +220,9 @@ class VisualizerNode(BodyNode):
     # What is heard
 
     def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
-        self._joint.update(zip(names or message.name, message.position))  # noqa: B905 - the shorter counts
+        heard = dict(zip(names or message.name, message.position))  # noqa: B905 - the shorter counts
+        # Where the driver reports the parts of a virtual joint too, they count.
+        self._joint.update(shares(self.embodiment, heard) | heard)
         values = [self._joint.get(name, math.nan) for name in self.embodiment.joints]
         if np.isfinite(values).all():
             self._joints.add(seconds(message.header.stamp), values)

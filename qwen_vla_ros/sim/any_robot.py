@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def _assemble(
     if any(group.kind in _BASE_GROUPS for group in embodiment.actions):
         holder = _add_platform(spec, drawn=path is None)
     spec.attach(model.spec, prefix="", frame=holder.add_frame())
-    _prepare(spec)
+    _prepare(spec, model.bare)
     robot = _Robot(spec, {}, {}, list(model.notes), model.urdf)
     for each in wanted:
         mimics = {name: factor for name, (leader, factor) in model.mimics.items() if leader == each.model}
@@ -214,7 +214,7 @@ def _add_platform(spec: mujoco.MjSpec, drawn: bool) -> mujoco.MjsBody:
     return body
 
 
-def _prepare(spec: mujoco.MjSpec) -> None:
+def _prepare(spec: mujoco.MjSpec, bare: Collection[str]) -> None:
     """Geometry for views, contact with things alone, no gravity, no friction of the file's."""
     for body in spec.bodies:
         if body.name == "world":
@@ -234,17 +234,18 @@ def _prepare(spec: mujoco.MjSpec) -> None:
             joint.frictionloss = 0.0
             joint.damping[:] = 0.0
             joint.stiffness[:] = 0.0
-    _fill_in(spec)
+    _fill_in(spec, bare)
 
 
-def _fill_in(spec: mujoco.MjSpec) -> None:
-    """Rods between the joints of a robot that has nothing to be seen."""
-    if any(spec.geoms):
+def _fill_in(spec: mujoco.MjSpec, bare: Collection[str]) -> None:
+    """Rods between the joints of `bare` links, or of a whole robot that has nothing to be seen."""
+    drawn = any(spec.geoms)
+    if drawn and not bare:
         return
     spec.add_material(name="rod", rgba=[0.62, 0.64, 0.68, 1.0], specular=0.4, shininess=0.5)
     look = {"material": "rod", "contype": 2, "conaffinity": 0, "mass": 0.0, "group": scene.SHARED}
     for body in spec.bodies:
-        if body.name == "world":
+        if body.name == "world" or (drawn and body.name not in bare):
             continue
         for child in body.bodies:
             if np.linalg.norm(child.pos) > 0.02:

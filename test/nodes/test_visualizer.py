@@ -123,6 +123,55 @@ def test_a_base_has_a_path_in_the_frame_of_its_odometry(stack):
     np.testing.assert_allclose(path, np.column_stack([np.ones(8), rows[:, 0]]), atol=1e-9)
 
 
+SLIDE = """<joint name="{0}" type="prismatic"><parent link="{1}"/><child link="{2}"/><axis xyz="{3}"/>
+<limit lower="0" upper="1" velocity="1" effort="1"/></joint>"""
+
+
+def test_a_joint_of_the_driver_alone_is_drawn_by_its_parts_and_a_missing_one_is_named(stack):
+    links = ["base_link", "mast", "l3", "l2", "l1", "l0"]
+    joints = ["joint_lift", *(f"joint_arm_{link}" for link in links[2:])]
+    urdf = '<robot name="r">' + "".join(f'<link name="{link}"/>' for link in links)
+    for k, joint in enumerate(joints):
+        urdf += SLIDE.format(joint, links[k], links[k + 1], "1 0 0" if k else "0 0 1")
+    body = load_embodiment("stretch")
+    visualizer = stack.start(
+        "visualizer", embodiment="stretch", robot_description=f"{urdf}</robot>", use_sim_time=False
+    )
+    arrays = listen(stack, MarkerArray, "visualizer/plan")
+    ghosts = listen(stack, JointState, "visualizer/ghost_joint_states")
+    text = visualizer.wait_for_output(r"no joint [^;]*;", 40.0).group()
+    assert text == "no joint joint_wrist_yaw, joint_wrist_pitch, joint_wrist_roll, joint_gripper_finger_left;"
+    states = stack.node.create_publisher(JointState, stack.name("stretch/joint_states"), qos.SENSOR)
+    chunks = stack.node.create_publisher(ActionChunk, stack.name("action_chunk"), qos.RELIABLE)
+    rows = np.zeros((body.horizon, body.layout.count))
+    rows[:, 0], rows[:, 1] = 0.5, np.linspace(0.1, 0.4, body.horizon)
+
+    def drawn() -> Marker | None:
+        now = stack.node.get_clock().now().to_msg()
+        state = JointState(name=list(body.joints), position=[0.5, 0.1, 0.0, 0.0, 0.0, 0.0])
+        state.header.stamp = now
+        states.publish(state)
+        chunk = ActionChunk(
+            embodiment="stretch",
+            task_id=1,
+            sequence=1,
+            channels=list(body.layout.names),
+            step=1.0 / body.control_rate,
+            horizon=body.horizon,
+            data=rows.ravel().tolist(),
+        )
+        chunk.header.stamp = now
+        chunks.publish(chunk)
+        return by_name(arrays[-1]).get("rows/arm/l0") if arrays and ghosts else None
+
+    path = points(stack.wait_for(drawn, 20.0, "the path of the telescope"))
+    np.testing.assert_allclose(path[-1], [0.4, 0.0, 0.5], atol=1e-9)
+    robot = points(by_name(arrays[-1])["robot"])
+    np.testing.assert_allclose(robot[-1], [0.1, 0.0, 0.5], atol=1e-9)
+    ghost = dict(zip(ghosts[-1].name, ghosts[-1].position, strict=True))
+    assert [ghost[joint] for joint in joints[1:]] == pytest.approx([0.1] * 4)
+
+
 def test_a_missing_or_foreign_description_is_refused(stack):
     silent = stack.start("visualizer", embodiment="unitree_g1", description_timeout=0.2)
     panda = str(embodiments_directory() / "kinematics/franka_panda.urdf")

@@ -230,6 +230,8 @@ def test_what_of_a_urdf_cannot_be_used_is_said_and_the_robot_moves(strange):
             assert text in notes, notes
         run = perform(world, {1: "bend", 2: "grip"}, 0.3 * TURN)
         assert np.ptp(run.measured, axis=0)[1:] == pytest.approx([0.15, 0.0196], rel=0.1)
+        # A link whose meshes are all left out is drawn as a rod and a joint, one without shapes is not.
+        assert [world.model.body(link).geomnum[0] for link in ("upper", "lower", "eye")] == [2, 1, 0]
         # The finger that mimics the other follows it.
         assert world.data.joint("other").qpos == pytest.approx(world.data.joint("grip").qpos, abs=1e-3)
         assert world.body.urdf == STRANGE
