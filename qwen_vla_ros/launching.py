@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the launch files need of an embodiment.
 
-`ros2` runs in the interpreter that it was installed for, which may have another pydantic than the nodes and
-no numpy. So this module needs yaml alone, reads a few fields and leaves every other check to the nodes.
+`ros2` runs in the interpreter that it was installed for, which may have another pydantic than the nodes. So
+this module needs yaml alone, reads a few fields and leaves every other check to the nodes.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import ast
 import importlib.util
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -327,3 +329,33 @@ def test_rviz_shows_the_first_camera(name, embodiment):
     displays = yaml.safe_load(text)["Visualization Manager"]["Displays"]
     (image,) = (display for display in displays if display["Class"].endswith("/Image"))
     assert image["Topic"]["Value"] == body.cameras[0].topic
+
+
+@pytest.fixture
+def ros2(ros_environment):
+    needs_launch()
+    program = shutil.which("ros2", path=ros_environment["PATH"])
+    if program is None:
+        pytest.skip("ros2 is not installed: ros2 launch was not tried")
+    return program
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_ros2_launch_shows_the_arguments(path, ros2, ros_environment):
+    told = subprocess.run(
+        [ros2, "launch", str(path), "--show-args"], env=ros_environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert set(re.findall(r"^ +'(\w+)':$", told.stdout, re.M)) == ARGUMENTS[name_of(path)]
+
+
+def test_ctrl_c_ends_ros2_launch_and_all_its_processes(ros2, spawn, wait_for):
+    options = ("backend:=scripted", "embodiment:=franka_panda", "autostart:=false", "visualizer:=false")
+    process = spawn(ros2, ["launch", str(ROOT / "launch/robot.launch.py"), *options])
+    children = [
+        int(process.wait_for_output(rf"\[{name}-\d+\]: process started with pid \[(\d+)\]", 30.0)[1])
+        for name in ("executor", "policy")
+    ]
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30.0) == 0
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 5.0, "the nodes to end")
