@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy, executor and visualizer for a robot that runs its own controllers and cameras."""
 
-import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
@@ -16,6 +15,8 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from qwen_vla_ros import launching
 
 TRUTH = ["true", "false"]
 SHARE = Path(get_package_share_directory("qwen_vla_ros"))
@@ -45,9 +46,23 @@ def start(context: LaunchContext) -> list:
         get_package_prefix("foxglove_bridge")
     if value("rviz") == "true":
         rviz = PythonLaunchDescriptionSource(str(SHARE / "launch" / "rviz.launch.py"))
-        actions.append(IncludeLaunchDescription(rviz))
+        # Its clock is that of the nodes: sim.launch.py has remapped it for all of them.
+        actions.append(IncludeLaunchDescription(rviz, launch_arguments={"clock": "/clock"}.items()))
     if value("foxglove") == "true":
-        actions.append(Node(package="foxglove_bridge", executable="foxglove_bridge", output="screen"))
+        actions.append(
+            Node(
+                package="foxglove_bridge",
+                executable="foxglove_bridge",
+                name="foxglove_bridge",
+                namespace=value("namespace"),
+                parameters=[
+                    {"use_sim_time": value("use_sim_time") == "true"},
+                    *filter(None, [value("params_file")]),
+                ],
+                ros_arguments=["--log-level", value("log_level")],
+                output="screen",
+            )
+        )
     actions += [node("executor", flags=("dry_run",)), node("policy", ("checkpoint", "device", "backend"))]
     if value("visualizer") == "true":
         actions.append(node("visualizer", ("robot_description",)))
@@ -61,9 +76,6 @@ def generate_launch_description() -> LaunchDescription:
     profile = EnvironmentVariable(
         "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds_network.xml")
     )
-    variables = ["FASTDDS_DEFAULT_PROFILES_FILE"]
-    if os.environ.get("ROS_DISTRO") == "jazzy":
-        variables.append("FASTRTPS_DEFAULT_PROFILES_FILE")  # its name there; later ones warn of it
     arguments = [
         ("namespace", "", "ROS namespace of the robot.", None),
         ("embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file.", None),
@@ -88,7 +100,10 @@ def generate_launch_description() -> LaunchDescription:
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, default, text, choices in arguments
             ),
-            *(SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile")) for name in variables),
+            *(
+                SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile"))
+                for name in launching.fastdds_variables()
+            ),
             OpaqueFunction(function=start),
         ]
     )

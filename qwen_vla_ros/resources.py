@@ -48,6 +48,21 @@ def embodiments_directory() -> Path:
     return share_directory() / "embodiments"
 
 
+def embodiment_names() -> list[str]:
+    """Names of the embodiments that come with the package, sorted."""
+    return sorted(path.stem for path in embodiments_directory().glob("*.yaml"))
+
+
+def embodiment_path(name_or_path: str) -> Path | None:
+    """File of an embodiment; a path need not exist. None: no embodiment of this name comes with the package.
+
+    Text that ends in .yaml or .yml, or that has a path separator, is a path.
+    """
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or os.sep in name_or_path:
+        return Path(name_or_path)
+    return embodiments_directory() / f"{name_or_path}.yaml" if name_or_path in embodiment_names() else None
+
+
 def checkpoints_directory() -> Path:
     """Directory of the checkpoints that come with the package; it may not exist."""
     return share_directory() / "checkpoints"

@@ -4,9 +4,25 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from ros2cli.command import CommandExtension
+
+
+def program() -> str | None:
+    """The installed qwen-vla: that of the package's prefix, else the first on PATH."""
+    try:
+        installed = Path(get_package_prefix("qwen_vla_ros")) / "bin" / "qwen-vla"
+    except PackageNotFoundError:
+        installed = None
+    if installed is not None and os.access(installed, os.X_OK):
+        return str(installed)
+    return shutil.which("qwen-vla")
 
 
 class VlaCommand(CommandExtension):
@@ -20,9 +36,11 @@ class VlaCommand(CommandExtension):
             help="as those of qwen-vla: say TEXT, embodiment list, doctor, ...",
         )
 
-    def main(self, *, parser: Any, args: Any) -> int:
-        from qwen_vla_ros.cli import app
-
-        # Ends by SystemExit, with the exit code of the command.
-        app(args.arguments or ["--help"], prog_name="ros2 vla")
-        return 0
+    def main(self, *, parser: Any, args: Any) -> NoReturn:
+        # Not in this process: `ros2` runs in the system's Python, which has not what qwen-vla needs.
+        found = program()
+        if found is None:
+            raise RuntimeError("qwen-vla is not installed; build the ROS package and source its setup file")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(found, [found, *(args.arguments or ["--help"])])

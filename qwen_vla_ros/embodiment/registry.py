@@ -19,12 +19,10 @@ from qwen_vla_ros.embodiment.errors import EmbodimentError, Fault, value_text
 from qwen_vla_ros.embodiment.rules import find_faults
 from qwen_vla_ros.embodiment.schema import WORDS, Embodiment
 
-_SUFFIXES = (".yaml", ".yml")
-
 
 def list_embodiments() -> list[str]:
     """Names of the embodiments that come with the package, sorted."""
-    return sorted(path.stem for path in resources.embodiments_directory().glob("*.yaml"))
+    return resources.embodiment_names()
 
 
 def load_embodiment(name_or_path: str | os.PathLike[str]) -> Embodiment:
@@ -44,15 +42,15 @@ def embodiment_file(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         EmbodimentError: no embodiment of this name comes with the package.
     """
-    given = os.fspath(name_or_path)
-    if not isinstance(name_or_path, str) or given.endswith(_SUFFIXES) or "/" in given or os.sep in given:
-        return Path(given)
-    known = list_embodiments()
-    if given not in known:
-        close = difflib.get_close_matches(given, known, n=1)
+    if not isinstance(name_or_path, str):
+        return Path(name_or_path)
+    path = resources.embodiment_path(name_or_path)
+    if path is None:
+        known = list_embodiments()
+        close = difflib.get_close_matches(name_or_path, known, n=1)
         hint = f"'{close[0]}'?" if close else ", ".join(known)
-        raise EmbodimentError(f"embodiment '{given}'", [Fault((), "no embodiment of this name", hint)])
-    return resources.embodiments_directory() / f"{given}.yaml"
+        raise EmbodimentError(f"embodiment '{name_or_path}'", [Fault((), "no embodiment of this name", hint)])
+    return path
 
 
 def parse_embodiment(data: Mapping[str, Any], source: str = "embodiment") -> Embodiment:

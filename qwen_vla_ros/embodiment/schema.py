@@ -679,6 +679,10 @@ class Embodiment(Record):
     name: Annotated[Identifier, Field(description="Name of the embodiment and of its file")]
     description: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: Prompt
+    scene: Annotated[
+        Literal["arm", "bimanual", "base", "humanoid"] | None,
+        Field(description="World of Gazebo and picture of RViz; by `arms` of the prompt where left out"),
+    ] = None
     control_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the model's actions [Hz]")]
     command_rate: Annotated[Positive, Field(le=1000.0, description="Rate of the executor's commands [Hz]")]
     horizon: Annotated[StrictInt, Field(ge=1, description="Rows of a chunk")]

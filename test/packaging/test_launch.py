@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import yaml
 
+from qwen_vla_ros import launching
 from qwen_vla_ros.embodiment import list_embodiments, load_embodiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +44,16 @@ ARGUMENTS = {
     "robot": ROBOT,
     "sim": ROBOT | {"model", "task", "seed"},
     "gazebo": ROBOT | {"world", "robot", "headless"},
-    "rviz": {"namespace", "embodiment", "rviz_config", "fixed_frame", "use_sim_time", "log_level"},
+    "rviz": {
+        "namespace",
+        "embodiment",
+        "rviz_config",
+        "fixed_frame",
+        "use_sim_time",
+        "clock",
+        "log_level",
+        "fastdds_profile",
+    },
 }
 CLASSES = ("arm", "base", "bimanual", "humanoid")
 
@@ -148,11 +164,198 @@ def test_gazebo_worlds_are_sound():
             assert sensor.find("camera/image/width") is not None
 
 
-def test_cameras_of_gazebo_are_fitted_to_the_embodiment():
-    needs_launch()
-    gazebo = load(ROOT / "launch/gazebo.launch.py")
-    fitted = Path(gazebo.fit(ROOT / "config/gazebo/arm.sdf", load_embodiment("franka_panda"), "left"))
-    sensor = next(ElementTree.parse(fitted).iter("sensor"))
-    fitted.unlink()
+def test_cameras_of_gazebo_are_fitted_to_the_embodiment(write_body):
+    world = (ROOT / "config/gazebo/arm.sdf").read_text()
+    fitted = launching.gazebo_world(world, launching.read_body("franka_panda"), "left")
+    (sensor,) = ElementTree.fromstring(fitted).iter("sensor")
     assert sensor.findtext("topic") == "/left/camera/ego/image_raw"
     assert sensor.findtext("camera/image/width") == "128"
+    body = write_body(topic="/head/compressed", transport="compressed", depth="/head/depth", size=[64, 48])
+    image, depth = ElementTree.fromstring(launching.gazebo_world(world, body, "left")).iter("sensor")
+    assert (image.get("type"), image.findtext("topic")) == ("camera", "/head")
+    assert (depth.get("type"), depth.findtext("topic")) == ("depth_camera", "/head/depth")
+    assert depth.findtext("camera/image/format") == "R_FLOAT32"
+    assert depth.findtext("camera/image/height") == "48"
+
+
+@pytest.fixture
+def write_body(tmp_path):
+    """Franka Panda with changes to its camera, as launch files read it."""
+
+    def write(**changes):
+        content = yaml.safe_load((ROOT / "embodiments/franka_panda.yaml").read_text())
+        content["cameras"][0] |= changes
+        file = tmp_path / "robot.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return launching.read_body(str(file))
+
+    return write
+
+
+def test_launch_files_read_the_same_as_the_nodes():
+    for name in list_embodiments():
+        read, loaded = launching.read_body(name), load_embodiment(name)
+        assert (read.name, len(read.cameras)) == (loaded.name, len(loaded.cameras))
+        for camera, other in zip(read.cameras, loaded.cameras, strict=True):
+            assert (camera.view, camera.topic, camera.size) == (other.view, other.topic, other.size)
+            assert (camera.compressed, camera.depth) == (other.transport == "compressed", other.depth)
+        assert read.controllers == tuple((g.controller.type, g.controller.topic) for g in loaded.actions)
+        assert read.scene in launching.SCENES
+        assert loaded.scene in (None, read.scene)
+
+
+@pytest.mark.parametrize(
+    ("embodiment", "scene"),
+    [
+        ("franka_panda", "arm"),
+        ("aloha_viperx", "bimanual"),
+        ("tiago_base", "base"),
+        ("unitree_g1", "humanoid"),
+        ("unitree_h1", "humanoid"),
+        ("fourier_gr1_joints", "humanoid"),
+    ],
+)
+def test_the_scene_is_that_of_the_body(embodiment, scene):
+    assert launching.read_body(embodiment).scene == scene
+
+
+def test_what_launch_files_import_needs_no_pydantic_and_no_numpy(tmp_path):
+    """apt's `ros2` runs in the system's Python: that of Ubuntu 24.04 has pydantic 1."""
+    for name in ("numpy", "pydantic", "typer"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
+    (tmp_path / "ros2cli").mkdir()
+    (tmp_path / "ros2cli/__init__.py").touch()
+    (tmp_path / "ros2cli/command.py").write_text("class CommandExtension: pass")
+    program = (
+        "import qwen_vla_ros.ros2_vla, pathlib; from qwen_vla_ros import launching, resources\n"
+        "for name in resources.embodiment_names(): launching.read_body(name)\n"
+        "print(launching.temporary_file('text', '.sdf'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert not Path(told.stdout.strip()).exists(), "a temporary file is left behind"
+    # And the launch files import no other module of ours.
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen_vla_ros"):
+                assert (node.module, [name.name for name in node.names]) == ("qwen_vla_ros", ["launching"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("arms: single", "arms: triple", "prompt.arms: found 'triple', expected one of single, dual, none"),
+        ("name: franka", "nam: franka", "name: found nothing, expected text"),
+        ("topic: camera/ego/image_raw", "topic: 3", "cameras[0].topic: found 3, expected text"),
+        ("size: [128, 128]", "size: [128]", "cameras[0].size: found [128], expected [width, height]"),
+        (
+            "transport: raw",
+            "transport: h264",
+            "cameras[0].transport: found 'h264', expected one of raw, comp",
+        ),
+        ("type: forward_command, ", "", "actions[1].controller.type: found nothing, expected text"),
+        ("schema: 1", "scene: sea", "scene: found 'sea', expected one of arm, bimanual, base, humanoid"),
+        ("schema: 1", "[", "found no readable YAML"),
+    ],
+)
+def test_errors_name_file_and_field(old, new, message, tmp_path):
+    text = (ROOT / "embodiments/franka_panda.yaml").read_text()
+    assert old in text
+    file = tmp_path / "robot.yaml"
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {message}")):
+        launching.read_body(str(file))
+
+
+def test_unknown_embodiments_are_named():
+    with pytest.raises(ValueError, match=r"found 'panda', expected a \.yaml file or one of .*franka_panda"):
+        launching.read_body("panda")
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: found no readable YAML"):
+        launching.read_body("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("embodiment", "controllers"),
+    [
+        ("lekiwi", {"": ["arm_controller", "gripper_controller", "base_controller"]}),
+        ("tm12", {"": ["tmr_arm_controller"]}),
+        ("turtlebot4", {"": []}),
+        (
+            "mobile_aloha",
+            {
+                "follower_left/": ["arm_controller", "gripper_controller"],
+                "follower_right/": ["arm_controller", "gripper_controller"],
+                "": ["mobile_base"],
+            },
+        ),
+    ],
+)
+def test_gazebo_starts_the_controllers_of_the_embodiment(embodiment, controllers):
+    assert launching.ros2_control(launching.read_body(embodiment), "left") == {
+        f"/left/{above}controller_manager": ["joint_state_broadcaster", *names]
+        for above, names in controllers.items()
+    }
+
+
+def test_every_controller_that_is_documented_as_one_of_ros2_control_is_started():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / "docs/embodiments.md").read_text(), re.M)
+    documented = {kind for kind, where in rows if re.search(r"\w_controller\b", where)}
+    assert {"omni_drive", "diff_drive", "joint_trajectory"} <= documented
+    assert documented <= set(launching._IN_ROS2_CONTROL)
+
+
+def test_gazebo_bridges_raw_compressed_and_depth_images(write_body):
+    clock = "/clock@rosgraph_msgs/msg/Clock[gz.msgs.Clock"
+    image = "@sensor_msgs/msg/Image[gz.msgs.Image"
+    body = write_body(depth="camera/ego/depth")
+    topics = [f"/left/camera/ego/{name}{image}" for name in ("image_raw", "depth")]
+    assert launching.gazebo_bridges(body, "left") == ([clock, *topics], [])
+    body = write_body(topic="/head/image/compressed", transport="compressed", depth="/head/depth")
+    assert launching.gazebo_bridges(body, "left") == ([clock, f"/head/depth{image}"], ["/head/image"])
+    with pytest.raises(ValueError, match=r"cameras\[0\]\.topic: found '/head/jpeg', expected .*/compressed"):
+        launching.gazebo_bridges(write_body(topic="/head/jpeg", transport="compressed"), "")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "embodiment", ["franka_panda", "stretch", "galaxea_r1", "mobile_aloha", "turtlebot4"]
+)
+def test_rviz_shows_the_first_camera(name, embodiment):
+    body = launching.read_body(embodiment)
+    text = launching.rviz_config((ROOT / f"config/rviz/{name}.rviz").read_text(), body)
+    displays = yaml.safe_load(text)["Visualization Manager"]["Displays"]
+    (image,) = (display for display in displays if display["Class"].endswith("/Image"))
+    assert image["Topic"]["Value"] == body.cameras[0].topic
+
+
+@pytest.fixture
+def ros2(ros_environment):
+    needs_launch()
+    program = shutil.which("ros2", path=ros_environment["PATH"])
+    if program is None:
+        pytest.skip("ros2 is not installed: ros2 launch was not tried")
+    return program
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_ros2_launch_shows_the_arguments(path, ros2, ros_environment):
+    told = subprocess.run(
+        [ros2, "launch", str(path), "--show-args"], env=ros_environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert set(re.findall(r"^ +'(\w+)':$", told.stdout, re.M)) == ARGUMENTS[name_of(path)]
+
+
+def test_ctrl_c_ends_ros2_launch_and_all_its_processes(ros2, spawn, wait_for):
+    options = ("backend:=scripted", "embodiment:=franka_panda", "autostart:=false", "visualizer:=false")
+    process = spawn(ros2, ["launch", str(ROOT / "launch/robot.launch.py"), *options])
+    children = [
+        int(process.wait_for_output(rf"\[{name}-\d+\]: process started with pid \[(\d+)\]", 30.0)[1])
+        for name in ("executor", "policy")
+    ]
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30.0) == 0
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 5.0, "the nodes to end")
