@@ -235,14 +235,16 @@ class Watchdog:
     def _find_in_pose(self, now: float) -> Trouble | None:
         if self._base is None:
             return None
-        allowed, newest = self._embodiment.state.max_age, self._follower.pose.newest
-        age = math.inf if newest is None else now - newest[0]
+        allowed, newest, topic = self._embodiment.state.max_age, self._follower.pose.newest, self._base.topic
+        if newest is None:
+            return Trouble(Result.ODOMETRY_STALE, f"no pose of the base on {topic}", passing=True)
+        age = now - newest[0]
         if abs(age) <= allowed:
             return None
         found = f"{age:.2f} s old" if age > 0 else f"stamped {-age:.2f} s ahead of the clock"
         return Trouble(
             Result.ODOMETRY_STALE,
-            f"the pose of the base on {self._base.topic} is {found}, allowed {allowed} s",
+            f"the pose of the base on {topic} is {found}, allowed {allowed} s",
             passing=True,
         )
 
