@@ -74,7 +74,7 @@ def run_evaluation(plan: EvaluationPlan, console: Console) -> Evaluation:
     pairs = [_pair(text) for text in plan.conventions]
     # A run of conventions alone needs no bodies beside them.
     sources = plan.embodiments or (() if pairs else BODIES)
-    cases = _cases(plan, sources, controls)
+    cases = _cases(plan, sources, controls, [first for first, _ in pairs])
     evaluator = Evaluator(plan.checkpoint, plan.device, plan.threads)
     found = Evaluation(evaluator.folder.name, machine=machine(plan.device))
 
@@ -134,9 +134,12 @@ def _judged(embodiment: Embodiment, setting: str) -> list[str]:
     return tasks
 
 
-def _cases(plan: EvaluationPlan, sources: tuple[str, ...], controls: list[Control]) -> list[tuple[str, Case]]:
+def _cases(
+    plan: EvaluationPlan, sources: tuple[str, ...], controls: list[Control], asked: list[Embodiment]
+) -> list[tuple[str, Case]]:
+    """What is run of each source. asked: bodies whose conventions are; their tasks may be named, too."""
     cases = []
-    known: dict[str, list[str]] = {}
+    known = {embodiment.name: _judged(embodiment, plan.setting) for embodiment in asked}
     for source in sources:
         embodiment = load_embodiment(source)
         offered = _judged(embodiment, plan.setting)
@@ -162,7 +165,8 @@ def _run_pair(
 ) -> None:
     from qwen_vla_ros.training.conventions import convention_swap
 
-    for task in plan.tasks or _judged(pair[0], plan.setting)[:1]:
+    offered = _judged(pair[0], plan.setting)
+    for task in [task for task in offered if task in plan.tasks] if plan.tasks else offered[:1]:
         with _counting(console, "/".join(body.name for body in pair), plan.episodes) as count:
             swap = convention_swap(
                 evaluator.loaded, pair, task, plan.episodes, plan.seed, plan.setting, progress=count

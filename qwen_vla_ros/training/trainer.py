@@ -47,7 +47,7 @@ from qwen_vla_ros.training.losses import (
 from qwen_vla_ros.training.processes import Processes
 from qwen_vla_ros.training.schedule import learning_rate
 
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 
 
 class Trainer:
@@ -313,6 +313,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "configuration": self.configuration.model_dump_json(),
+            "before": self._before,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "heads": self.heads.state_dict(),
@@ -335,7 +336,7 @@ class Trainer:
             self._optimiser.load_state_dict(state["optimiser"])
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self._before = state["step"], state["seconds"], state["before"]
         if self.main:
             saving.forget_metrics(self.folder, self.step)
 

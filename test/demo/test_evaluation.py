@@ -87,6 +87,18 @@ def test_faults_are_one_line(arguments, message, tmp_path, monkeypatch):
     assert "Traceback" not in found.output
 
 
+def test_conventions_of_a_task_that_is_named(tmp_path):
+    path = tmp_path / "results.json"
+    pair = "--convention", "franka_panda_wrist/franka_panda_delta"
+    found = run(*pair, "--setting", "full", "--task", "reach", "--episodes", 1, "--seed", 70, "--json", path)
+    assert found.exit_code == 0, found.output
+    (swap,) = read_evaluation(path).conventions
+    assert (swap.task, swap.trials) == ("reach", 2)
+    found = run(*pair, "--setting", "full", "--task", "juggle")
+    assert found.exit_code == 1
+    assert "no task 'juggle', expected one of franka_panda_wrist: reach" in found.stderr
+
+
 def test_a_robot_without_a_task_that_can_be_judged():
     found = run("--embodiment", "widowx", "--control", "expert")
     assert found.exit_code == 1

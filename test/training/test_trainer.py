@@ -25,6 +25,7 @@ from qwen_vla_ros.training.trainer import Trainer, prepare, take_weights
 
 BODIES = ("franka_panda", "tiago_base")
 SHIPPED = Path(__file__).parents[2] / "config" / "training" / "tiny.yaml"
+SHIPPED_WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "qwen_vla_tiny"
 
 
 def configuration(**changes):
@@ -104,10 +105,10 @@ def test_processes_that_share_a_step_take_the_same_step(data, trainer, tmp_path)
     train = f"qwen_vla_ros.cli train --config {file} --data {data} --out {tmp_path / 'two'} --device cpu"
     command = [sys.executable, "-m", *launch.split(), "-m", *train.split()]
     loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    for part in (["--until", "2"], ["--resume"]):
+    for part in (["--checkpoint", str(SHIPPED_WEIGHTS), "--until", "2"], ["--resume"]):
         done = subprocess.run([*command, *part], env=loopback, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    alone = prepare(settings, data, tmp_path / "one", "cpu")
+    alone = prepare(settings, data, tmp_path / "one", "cpu", SHIPPED_WEIGHTS)
     alone.run()
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line.keys() for line in two] == [line.keys() for line in one]
@@ -115,7 +116,7 @@ def test_processes_that_share_a_step_take_the_same_step(data, trainer, tmp_path)
         for name in first.keys() - {"seconds"}:
             assert second[name] == pytest.approx(first[name], rel=2e-3, abs=1e-4), (first["step"], name)
     card = json.loads((tmp_path / "two" / "checkpoint" / "training.json").read_text())
-    assert card["processes"] == 2
+    assert (card["processes"], card["before"]["kind"]) == (2, "demonstrations")
 
 
 def test_bodies_are_dealt_out_evenly():
