@@ -153,7 +153,9 @@ def _run(facts: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in facts.get("data", [])]
     if "steps" in facts and "seconds" in facts:
         hours = float(facts["seconds"]) / 3600
-        lines.append(f"- {facts['steps']} steps in {hours:.2f} h on {facts.get('machine', '?')}")
+        count = int(facts.get("processes", 1))
+        where = f"{facts.get('machine', '?')}" + (f", {count} processes" if count > 1 else "")
+        lines.append(f"- {facts['steps']} steps in {hours:.2f} h on {where}")
     text = "\n".join(lines)
     if facts.get("configuration"):
         listed = json.dumps(facts["configuration"], indent=1)
