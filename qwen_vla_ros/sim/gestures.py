@@ -29,12 +29,13 @@ class Wave(Touch):
     time_limit = 12.0
     tolerance = 0.0
     # A raised left arm in the middle of its swing, in sight; roll and yaw turn over on the right.
-    raised: ClassVar = {"shoulder_pitch": -0.60, "shoulder_roll": 0.25, "shoulder_yaw": -0.12, "elbow": 0.1}
-    # The hand goes round: yaw by the first, elbow by the second [rad], in that time [s].
-    swing = (0.35, 0.25)
-    period = 2.4
+    raised: ClassVar = {"shoulder_pitch": -0.60, "shoulder_roll": 0.25, "shoulder_yaw": -0.35, "elbow": 0.3}
+    # The hand goes round: yaw by the first, elbow by the second [rad], in that time [s]. So wide that a small
+    # picture of the arm tells the phase.
+    swing = (0.45, 0.35)
+    period = 3.6
     # What the hand travels from one side to the other [m].
-    width = 0.2
+    width = 0.25
     # How far to each side counts, and how far from raised the shoulder may be [rad]. turns: each side twice.
     side = 0.2
     loose = 0.3
@@ -85,9 +86,14 @@ class Wave(Touch):
         return angles
 
     def phase(self, arm: str, yaw: float, elbow: float) -> float:
-        """Where on its way around a posture is [rad]."""
-        yaw = yaw - _sign(arm) * self.raised["shoulder_yaw"]
-        return float(np.arctan2((elbow - self.raised["elbow"]) / self.swing[1], yaw / self.swing[0]))
+        """Where on its way around a posture is [rad].
+
+        In the middle a hair would decide; there the way leads out to one side.
+        """
+        along = (yaw - _sign(arm) * self.raised["shoulder_yaw"]) / self.swing[0]
+        across = (elbow - self.raised["elbow"]) / self.swing[1]
+        along += max(0.0, 0.5 - np.hypot(along, across))
+        return float(np.arctan2(across, along))
 
 
 def _sign(arm: str | None) -> float:
