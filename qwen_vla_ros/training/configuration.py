@@ -30,7 +30,10 @@ class BatchConfiguration(_Strict):
 
 
 class OptimiserConfiguration(_Strict):
-    """AdamW; linear warm-up, flat, cosine decay to `final`; `ema` averages the weights that are kept."""
+    """Muon for inner matrices, AdamW for the rest; linear warm-up, flat, cosine decay to `final`.
+
+    betas: AdamW's. ema: of the average of the weights that is kept.
+    """
 
     learning_rate: float = Field(default=1e-3, gt=0.0)
     betas: tuple[float, float] = (0.9, 0.98)

@@ -44,10 +44,11 @@ from qwen_vla_ros.training.losses import (
     posture_loss,
     token_loss,
 )
+from qwen_vla_ros.training.muon import Muon, inner_matrices
 from qwen_vla_ros.training.processes import Processes
 from qwen_vla_ros.training.schedule import learning_rate
 
-_STATE_VERSION = 4
+_STATE_VERSION = 5
 
 
 class Trainer:
@@ -99,12 +100,19 @@ class Trainer:
         self.seconds = 0.0
         settings = configuration.optimiser
         self._parameters = [*model.parameters(), *self.heads.parameters()]
-        self._optimiser = torch.optim.AdamW(
-            self._parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
+        inner = inner_matrices(model)
+        others = {id(p): p for p in self._parameters}
+        for matrix in inner:
+            del others[id(matrix)]
+        self._optimisers = (
+            Muon(inner, settings.learning_rate, settings.weight_decay),
+            torch.optim.AdamW(
+                others.values(),
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            ),
         )
 
     def _set_flow(self, flow: FlowConfiguration) -> None:
@@ -208,10 +216,11 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.optimiser.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         # A short memory at first: the initial weights are noise.
         decay = min(settings.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -317,7 +326,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
         }
         saving.write_state(self.folder, state)
 
@@ -333,7 +342,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.heads.load_state_dict(state["heads"])
-            self._optimiser.load_state_dict(state["optimiser"])
+            for optimiser, content in zip(self._optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(content)
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
         self.step, self.seconds, self._before = state["step"], state["seconds"], state["before"]
