@@ -271,8 +271,8 @@ def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     ended.set()
     thread.join(5.0)
     executor.shutdown()
-    # destroy_node() leaves action clients. They would keep the DDS participant until the garbage collector ends it,
-    # in whichever thread that runs and with the GIL held: a run of the tests has hung there.
+    # destroy_node() leaves action clients. They would keep the DDS participant until the garbage collector
+    # ends it, in whichever thread that runs and with the GIL held: a run of the tests has hung there.
     for waitable in list(node.waitables):
         waitable.destroy()
     node.destroy_node()
