@@ -2,8 +2,8 @@
 """Muon: momentum whose matrices are brought to orthogonal ones before they are applied.
 
 After Jordan et al., 2024, with the scale of Liu et al., 2025 (arXiv 2502.16982), which lets it share learning
-rate and weight decay with AdamW. torch.optim.Muon works in bfloat16: on a CPU without such arithmetic it takes
-seconds for a step of the tiny preset.
+rate and weight decay with AdamW. torch.optim.Muon works in bfloat16: where a CPU lacks that, a step of the
+tiny preset takes seconds.
 """
 
 from __future__ import annotations
