@@ -97,29 +97,24 @@ def test_resumed_run_is_the_same_run(trainer, tmp_path):
 
 
 def test_processes_that_share_a_step_take_the_same_step(data, tmp_path):
-    """A run goes on by the command in two processes that torchrun starts, and here."""
+    """Two that torchrun starts, by the command, and starts again; and one here."""
     settings = configuration(steps=3, backbone_steps=1)
-    alone = prepare(settings, data, tmp_path / "one", "cpu", SHIPPED_WEIGHTS)
-    alone.run(until=2)
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
     launch = "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
-    train = (
-        f"qwen_vla_ros.cli train --config {file} --data {data} --out {tmp_path / 'two'} --device cpu --resume"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", *launch.split(), "-m", *train.split()],
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    train = f"qwen_vla_ros.cli train --config {file} --data {data} --out {tmp_path / 'two'} --device cpu"
+    command = [sys.executable, "-m", *launch.split(), "-m", *train.split()]
+    loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    for part in (["--until", "2", "--checkpoint", str(SHIPPED_WEIGHTS)], ["--resume"]):
+        done = subprocess.run([*command, *part], env=loopback, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    alone = prepare(settings, data, tmp_path / "one", "cpu", SHIPPED_WEIGHTS)
     alone.run()
-    one, two = metrics(tmp_path / "one")[-1], metrics(tmp_path / "two")[-1]
-    assert (one["step"], one.keys()) == (3, two.keys())
-    for name in one.keys() - {"seconds"}:
-        assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), name
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    for first, second in zip(one, two, strict=True):
+        for name in first.keys() - {"seconds"}:
+            assert second[name] == pytest.approx(first[name], rel=2e-3, abs=1e-4), (first["step"], name)
     card = json.loads((tmp_path / "two" / "checkpoint" / "training.json").read_text())
     assert (card["processes"], card["before"]["kind"]) == (2, "demonstrations")
 
