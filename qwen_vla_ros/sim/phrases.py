@@ -147,6 +147,9 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "please point at the {kind} that is {colour} with the {arm} hand",
             "use the {arm} hand to point at the {kind} that is {colour}",
             "please show the {colour} {kind} with the {arm} hand",
+            "please point the {arm} hand to the {colour} {kind}",
+            "show the {kind} that is {colour} with the {arm} hand",
+            "with the {arm} hand, point to the {kind} that is {colour}",
         ),
         (
             "point to the {colour} {kind} with the {arm} hand",

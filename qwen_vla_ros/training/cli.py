@@ -28,7 +28,12 @@ def make(
     out: Annotated[Path, typer.Option(help="Folder to write to; an interrupted run goes on.")],
     samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 8192,
     seed: Annotated[int, typer.Option(min=0, help="Decides every scene and state.")] = 0,
-    setting: Annotated[str, typer.Option(help="How the scenes vary: easy, full, or easy+full.")] = "easy",
+    setting: Annotated[
+        str, typer.Option(help="How the scenes vary: easy, full, or several in turn, as easy+full+full.")
+    ] = "easy",
+    states_per_scene: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each scene; by default 2 in easy, else 4.")
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(help="A task, may be repeated; by default the body's first (easy) or all (full)."),
@@ -52,6 +57,7 @@ def make(
                 out,
                 samples,
                 seed,
+                states_per_scene=states_per_scene,
                 progress=lambda done: progress.update(bar, completed=done),
                 setting=setting,
                 tasks=task,

@@ -118,10 +118,10 @@ def make(
 ) -> Meta:
     """Write `samples` pictures into a folder; go on where an earlier call stopped.
 
-    setting: of the world; `easy+full` takes them in turn, shard by shard, with the words of `full`. tasks: by
-    default the body's first in the setting `easy`, else all of them, in each setting those that it has.
-    states_per_scene: by default 2 in `easy`, else 4. progress: called with the number of pictures that are
-    there.
+    setting: of the world; `easy+full` takes them in turn, shard by shard, with the words of `full`, and
+    `easy+full+full` the second twice as often. tasks: by default the body's first in the setting `easy`, else
+    all of them, in each setting those that it has. states_per_scene: by default 2 in `easy`, else 4; the
+    fewer, the more scenes. progress: called with the number of pictures that are there.
 
     Raises TrainingError when the folder holds demonstrations of other settings, and when it cannot be
     written; what is there then stays as it is, and another call goes on from it.

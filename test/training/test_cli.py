@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen_vla_ros.cli import app
+from qwen_vla_ros.training import demonstrations
 
 runner = CliRunner()
 
@@ -23,6 +24,17 @@ def test_data_make(tmp_path):
     assert "3 pictures of tiago_base in 1 shards" in result.output
     assert json.loads((tmp_path / "tiago_base" / "meta.json").read_text())["samples"] == 3
     assert (tmp_path / "tiago_base" / "statistics.json").is_file()
+
+
+@pytest.mark.parametrize(("states", "scenes"), [(1, 4), (3, 2)])
+def test_scenes_are_as_many_as_the_states_in_each_leave(states, scenes, tmp_path):
+    made = run(
+        *("data", "make", "--embodiment", "tiago_base", "--samples", 4, "--out", tmp_path),
+        *("--states-per-scene", states),
+    )
+    assert made.exit_code == 0, made.output
+    _, arrays = demonstrations.read_all(tmp_path)
+    assert len(set(arrays["scenes"].tolist())) == scenes
 
 
 @pytest.mark.parametrize(
