@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen_vla_ros.training.processes import Processes
+
 # Of the quintic that drives singular values to about 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
@@ -52,12 +54,19 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate, as AdamW's.
         weight_decay: Decoupled.
         momentum: Nesterov's.
+        processes: Those that divide the work among themselves; all have the same gradients.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._processes = processes
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -68,11 +77,28 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in shapes.items():
-                updates = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
-                size = group["lr"] * _SIZE * max(shape) ** 0.5
+            stacks = [
+                torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                for parameters in shapes.values()
+            ]
+            for parameters, updates in zip(shapes.values(), self._orthogonal(stacks), strict=True):
+                size = group["lr"] * _SIZE * max(updates.shape[1:]) ** 0.5
                 torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(updates.unbind()), alpha=-size)
+
+    def _orthogonal(self, stacks: list[Tensor]) -> list[Tensor]:
+        processes = self._processes
+        if processes is None or processes.count == 1 or not stacks:
+            return [orthogonal(stack) for stack in stacks]
+        first = processes.index
+        for stack in stacks:
+            own = orthogonal(stack[first :: processes.count])
+            stack.zero_()[first :: processes.count] = own
+            # Whoever was first in one stack is not in the next, as most have an odd one out.
+            first = (first - len(stack)) % processes.count
+        flat = processes.add(torch.cat([stack.flatten() for stack in stacks]))
+        parts = flat.split([stack.numel() for stack in stacks])
+        return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]

@@ -19,6 +19,7 @@ class Processes:
 
     Attributes:
         device: Where this process trains.
+        count, index: How many there are, and which this is.
         main: Whether this is the one that writes.
     """
 
@@ -27,13 +28,14 @@ class Processes:
 
         self._state = PartialState(cpu=device.type == "cpu")
         self.count: int = self._state.num_processes
+        self.index: int = self._state.process_index
         # Of accelerate's, a processor has a number, which torch.load does not know.
         own = self.count == 1 or device.type == "cpu"
         self.device = device if own else self._state.device
         self.main: bool = self._state.is_main_process
 
     def share(self, sizes: Mapping[str, int]) -> list[str]:
-        """Names of the parts that fall to this process: the largest first, each to whom has least so far.
+        """Names of the parts that fall to this process, by what each costs.
 
         Raises TrainingError when there are more processes than parts.
         """
@@ -42,20 +44,27 @@ class Processes:
                 f"batch.images: found {len(sizes)} bodies for {self.count} processes; expected at most one "
                 f"process for each body"
             )
-        return shares(sizes, self.count)[self._state.process_index]
+        return shares(sizes, self.count)[self.index]
 
     def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Put into each parameter the sum of its gradients of all processes; None where none has one."""
         if self.count == 1:
             return
-        from accelerate.utils import reduce
-
         has = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = reduce(torch.cat([has, *(part.flatten() for part in parts)]), "sum")
+        flat = self.add(torch.cat([has, *(part.flatten() for part in parts)]))
         summed = flat[len(has) :].split([p.numel() for p in parameters])
         for parameter, known, gradient in zip(parameters, flat[: len(has)].tolist(), summed, strict=True):
             parameter.grad = gradient.view_as(parameter) if known else None
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        if self.count == 1:
+            return tensor
+        from accelerate.utils import reduce
+
+        total: torch.Tensor = reduce(tensor, "sum")
+        return total
 
     def gather(self, found: dict[str, Any]) -> dict[str, Any]:
         """What all processes found, by name."""

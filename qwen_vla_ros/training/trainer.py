@@ -82,7 +82,10 @@ class Trainer:
         self._device = self._processes.device
         self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
-        self._share = self._processes.share(configuration.batch.images)
+        # What a body costs goes with its pictures, of each of its cameras.
+        self._share = self._processes.share(
+            {name: n * len(bodies[name].meta.views) for name, n in configuration.batch.images.items()}
+        )
         self.model, self.processor, self.folder = model, processor, folder
         self._set_flow(configuration.flow)
         model.to(self._device)  # type: ignore[arg-type]
@@ -105,7 +108,7 @@ class Trainer:
         for matrix in inner:
             del others[id(matrix)]
         self._optimisers = (
-            Muon(inner, settings.learning_rate, settings.weight_decay),
+            Muon(inner, settings.learning_rate, settings.weight_decay, processes=self._processes),
             torch.optim.AdamW(
                 others.values(),
                 lr=settings.learning_rate,
