@@ -12,6 +12,9 @@ from torch import Tensor
 
 from qwen_vla_ros.model.configuration import FlowConfig
 
+# Share of the samples that have a clean prefix in training; the others keep what is done without a plan.
+_PREFIXED = 0.3
+
 
 def interpolate(actions: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
     """Y_tau = (1 - tau) Y_0 + tau Y_1.
@@ -38,6 +41,27 @@ def sample_tau(count: int, config: FlowConfig, generator: torch.Generator | None
         for p in (a, b)
     )
     return (ga / (ga + gb)).clamp(1e-6, 1 - 1e-6)
+
+
+def sample_prefix(
+    count: int, horizon: int, config: FlowConfig, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw how many leading rows training gives clean: none, or in some samples 1 to `prefix_rows`.
+
+    Returns:
+        On the generator's device (CPU without one). Shape (count,).
+
+    Raises:
+        ValueError: A prefix would leave no row of the horizon to learn.
+    """
+    if config.prefix_rows >= horizon:
+        raise ValueError(
+            f"flow.prefix_rows: found {config.prefix_rows}, expected less than the {horizon} rows"
+        )
+    device = generator.device if generator is not None else torch.device("cpu")
+    rows = torch.randint(1, config.prefix_rows + 1, (count,), generator=generator, device=device)
+    given = torch.rand(count, generator=generator, device=device) < _PREFIXED
+    return torch.where(given, rows, 0)
 
 
 def apply_padding(sample: Tensor, mask: Tensor, config: FlowConfig) -> Tensor:
@@ -131,7 +155,8 @@ def euler(
             flow = velocity(apply_padding(sample, mask, config), tau)
         elif prefix.clean:
             held = torch.arange(sample.shape[1], device=sample.device) < prefix.committed
-            sample = torch.where(held[:, None] & mask, prefix.actions, sample)
+            # As in training: the padding of a clean row is clean, too.
+            sample = torch.where(held[:, None], torch.where(mask, prefix.actions, 0.0), sample)
             flow = velocity(apply_padding(sample, mask, config), torch.where(held, 0.0, tau[:, None]))
             flow = torch.where(held[:, None], 0.0, flow)
         else:

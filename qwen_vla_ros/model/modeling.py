@@ -213,7 +213,8 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             noise: Shape (B, H, K); drawn when missing.
             generator: For what is drawn.
             prefix: Leading rows per sample that are given clean and not learned (training-time action
-                conditioning, arXiv 2512.05964); see `FlowConfig.prefix_rows`. Shape (B,).
+                conditioning, arXiv 2512.05964). Shape (B,); drawn when missing and `FlowConfig.prefix_rows`
+                is not 0.
         """
         flow = self.config.flow
         mask = action_mask.bool()
@@ -222,6 +223,8 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         if tau is None:
             tau = flow_matching.sample_tau(len(clean), flow, generator).to(clean)
+        if prefix is None and flow.prefix_rows:
+            prefix = flow_matching.sample_prefix(len(clean), clean.shape[1], flow, generator).to(clean.device)
         noisy = flow_matching.interpolate(clean, noise, tau)
         rows = tau
         if prefix is not None:

@@ -62,6 +62,7 @@ class FlowConfiguration(_Strict):
     tau_beta: tuple[float, float] = (1.0, 1.5)
     tau_normal: tuple[float, float] = (0.0, 1.0)
     padding_noise: Literal["full", "zero"] = "full"
+    prefix_rows: int = Field(default=0, ge=0)
 
 
 class AugmentationConfiguration(_Strict):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwen_vla_ros.model.configuration import FlowConfig
-from qwen_vla_ros.model.flow_matching import Prefix, euler, prefix_weights
+from qwen_vla_ros.model.flow_matching import Prefix, euler, prefix_weights, sample_prefix
 
 H = 16
 FLOW = FlowConfig()
@@ -111,3 +111,37 @@ def test_the_loss_of_a_prefix_is_that_of_the_free_rows(tiny, context) -> None:
     torch.testing.assert_close(same.loss, free.loss)
     error = (free.velocity - (noise - torch.where(mask, actions, 0.0)))[0, 5:, :8].square().mean()
     torch.testing.assert_close(free.loss, error, atol=1e-5, rtol=1e-5)
+
+
+def test_prefixes_are_drawn_where_the_model_is_trained_with_them(tiny, context, monkeypatch) -> None:
+    model, _ = tiny
+    mask = torch.ones(1, 16, 32, dtype=torch.bool)
+    actions, noise, tau = torch.rand(1, 16, 32) - 0.5, torch.randn(1, 16, 32), torch.tensor([0.7])
+    given = set()
+    monkeypatch.setattr(model.config.flow, "prefix_rows", 3)
+    drawn = sample_prefix(4000, 16, model.config.flow, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
+    assert 0.6 < (drawn == 0).float().mean() < 0.8
+    with torch.no_grad():
+        for seed in range(30):
+            generator = torch.Generator().manual_seed(seed)
+            found = model.flow_loss(context, actions, mask, tau, noise, generator).loss
+            same = [
+                rows
+                for rows in range(4)
+                if torch.equal(
+                    found,
+                    model.flow_loss(context, actions, mask, tau, noise, prefix=torch.tensor([rows])).loss,
+                )
+            ]
+            assert len(same) == 1
+            given |= set(same)
+    assert given == {0, 1, 2, 3}
+
+
+def test_a_prefix_that_leaves_nothing_to_learn_is_refused(tiny, context, monkeypatch) -> None:
+    model, _ = tiny
+    mask = torch.ones(1, 16, 32, dtype=torch.bool)
+    monkeypatch.setattr(model.config.flow, "prefix_rows", 16)
+    with pytest.raises(ValueError, match=r"flow.prefix_rows: found 16, expected less than the 16 rows"):
+        model.flow_loss(context, torch.zeros(1, 16, 32), mask)
