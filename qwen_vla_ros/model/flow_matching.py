@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qwen_vla_ros.model.configuration import FlowConfig
 
-# Share of the samples that have a clean prefix in training; the others keep what is done without a plan.
+# Share of the batches that have clean prefixes in training; the others keep what is done without a plan.
 _PREFIXED = 0.3
 
 
@@ -45,8 +45,10 @@ def sample_tau(count: int, config: FlowConfig, generator: torch.Generator | None
 
 def sample_prefix(
     count: int, horizon: int, config: FlowConfig, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw how many leading rows training gives clean: none, or in some samples 1 to `prefix_rows`.
+) -> Tensor | None:
+    """Draw how many leading rows training gives clean in a batch: in most none, else 1 to `prefix_rows`.
+
+    All samples of a batch or none: a tau for each row makes a step slower by a sixth (tiny preset, CPU).
 
     Returns:
         On the generator's device (CPU without one). Shape (count,).
@@ -59,9 +61,9 @@ def sample_prefix(
             f"flow.prefix_rows: found {config.prefix_rows}, expected less than the {horizon} rows"
         )
     device = generator.device if generator is not None else torch.device("cpu")
-    rows = torch.randint(1, config.prefix_rows + 1, (count,), generator=generator, device=device)
-    given = torch.rand(count, generator=generator, device=device) < _PREFIXED
-    return torch.where(given, rows, 0)
+    if torch.rand((), generator=generator, device=device) >= _PREFIXED:
+        return None
+    return torch.randint(1, config.prefix_rows + 1, (count,), generator=generator, device=device)
 
 
 def apply_padding(sample: Tensor, mask: Tensor, config: FlowConfig) -> Tensor:

@@ -224,11 +224,11 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         if tau is None:
             tau = flow_matching.sample_tau(len(clean), flow, generator).to(clean)
         if prefix is None and flow.prefix_rows:
-            prefix = flow_matching.sample_prefix(len(clean), clean.shape[1], flow, generator).to(clean.device)
+            prefix = flow_matching.sample_prefix(len(clean), clean.shape[1], flow, generator)
         noisy = flow_matching.interpolate(clean, noise, tau)
         rows = tau
         if prefix is not None:
-            given = torch.arange(clean.shape[1], device=clean.device) < prefix[:, None]
+            given = torch.arange(clean.shape[1], device=clean.device) < prefix.to(clean.device)[:, None]
             noisy = torch.where(given[..., None], clean, noisy)
             rows = torch.where(given, 0.0, tau[:, None])
             mask = mask & ~given[..., None]

@@ -119,23 +119,23 @@ def test_prefixes_are_drawn_where_the_model_is_trained_with_them(tiny, context, 
     actions, noise, tau = torch.rand(1, 16, 32) - 0.5, torch.randn(1, 16, 32), torch.tensor([0.7])
     given = set()
     monkeypatch.setattr(model.config.flow, "prefix_rows", 3)
-    drawn = sample_prefix(4000, 16, model.config.flow, torch.Generator().manual_seed(0))
-    assert set(drawn.tolist()) == {0, 1, 2, 3}
-    assert 0.6 < (drawn == 0).float().mean() < 0.8
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sample_prefix(8, 16, model.config.flow, generator) for _ in range(1000)]
+    assert {row for rows in drawn if rows is not None for row in rows.tolist()} == {1, 2, 3}
+    assert 0.25 < sum(rows is not None for rows in drawn) / len(drawn) < 0.35
     with torch.no_grad():
+        losses = torch.stack(
+            [
+                model.flow_loss(context, actions, mask, tau, noise, prefix=torch.tensor([rows])).loss
+                for rows in range(4)
+            ]
+        )
+        assert losses.sort().values.diff().min() > 1e-3
         for seed in range(30):
             generator = torch.Generator().manual_seed(seed)
-            found = model.flow_loss(context, actions, mask, tau, noise, generator).loss
-            same = [
-                rows
-                for rows in range(4)
-                if torch.equal(
-                    found,
-                    model.flow_loss(context, actions, mask, tau, noise, prefix=torch.tensor([rows])).loss,
-                )
-            ]
-            assert len(same) == 1
-            given |= set(same)
+            apart = (model.flow_loss(context, actions, mask, tau, noise, generator).loss - losses).abs()
+            assert apart.min() < 1e-5
+            given.add(int(apart.argmin()))
     assert given == {0, 1, 2, 3}
 
 
