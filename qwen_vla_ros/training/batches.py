@@ -66,6 +66,9 @@ class TextBatch:
 class BodyDemonstrations:
     """The demonstrations of one embodiment.
 
+    Attributes:
+        hands: How many the body has.
+
     Args:
         folder: Made by demonstrations.make.
         processor: Of the model to be trained.
@@ -80,7 +83,8 @@ class BodyDemonstrations:
         shape: tuple[int, int],
         normalisation: NormalisationConfiguration,
     ) -> None:
-        self.meta, self._arrays = demonstrations.read_all(folder)
+        self._folder = folder
+        self.meta = demonstrations.read_meta(folder)
         self.embodiment = load_embodiment(self.meta.embodiment)
         _compare(folder, self.meta, self.embodiment)
         quantities = demonstrations.read_statistics(folder, self.meta)
@@ -93,20 +97,37 @@ class BodyDemonstrations:
         self._shape = shape
         self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
         self._tokens: dict[str, list[int]] = {}
-        state = self._arrays.pop("state")
+        first = demonstrations.read_shard(folder, self.meta, 0, ("classes",))["classes"]
+        self.hands = self._find_hands(first).shape[1]
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def read(self) -> None:
+        """Read the pictures, gigabytes; the first `draw` does it otherwise.
+
+        Raises:
+            TrainingError: A shard is missing or damaged, or a picture has no goal.
+        """
+        if self._arrays:
+            return
+        _, arrays = demonstrations.read_all(self._folder)
+        state = arrays.pop("state")
         # A joint that hardly moves is not blown up.
         spread = np.maximum(state.std(axis=0), _LEAST_SPREAD)
         self._joints = ((state - state.mean(axis=0)) / spread).astype(np.float32)
-        # Where among the objects each hand is. Shape (pictures, hands).
-        numbers = [self.meta.classes.index(name) for name in HANDS.values() if name in self.meta.classes]
-        there = self._arrays["classes"][:, None] == np.array(numbers, dtype=np.int8)[:, None]
-        self._hands = there.argmax(axis=2)[:, there.any(axis=(0, 2))]
-        self._goals = (self._arrays["tasks"] >= 0).sum(axis=1)
+        self._hands = self._find_hands(arrays["classes"])
+        self._goals = (arrays["tasks"] >= 0).sum(axis=1)
         if not self._goals.all():
-            raise TrainingError(f"{folder}: picture {int(self._goals.argmin())} has no goal")
+            raise TrainingError(f"{self._folder}: picture {int(self._goals.argmin())} has no goal")
+        self._arrays = arrays
+
+    def _find_hands(self, classes: np.ndarray) -> np.ndarray:
+        """Where among the objects (pictures, o) each hand is. Shape (pictures, hands)."""
+        numbers = [self.meta.classes.index(name) for name in HANDS.values() if name in self.meta.classes]
+        there = classes[:, None] == np.array(numbers, dtype=np.int8)[:, None]
+        return there.argmax(axis=2)[:, there.any(axis=(0, 2))]
 
     def __len__(self) -> int:
-        return len(self._goals)
+        return self.meta.samples
 
     def draw(
         self, rng: np.random.Generator, images: int, prompts: int, augment: AugmentationConfiguration
@@ -115,6 +136,7 @@ class BodyDemonstrations:
 
         Every other time the goal in focus is the first of them.
         """
+        self.read()
         rows = rng.choice(len(self), size=images, replace=images > len(self))
         goals = np.concatenate([self._some(rng, row, prompts) for row in rows])
         return self.batch(rows, goals, prompts, rng, augment)
@@ -128,6 +150,7 @@ class BodyDemonstrations:
         augment: AugmentationConfiguration,
     ) -> Batch:
         """The pictures `rows` (n,), with the goals (n * prompts,) of each."""
+        self.read()
         data, views = self._arrays, self.meta.views
         of = np.repeat(rows, prompts)
         pictures = self._processor.images(
@@ -153,11 +176,6 @@ class BodyDemonstrations:
             ),
         )
 
-    @property
-    def hands(self) -> int:
-        """How many the body has."""
-        return self._hands.shape[1]
-
     def _offsets(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """From each hand to the target, NaN without one. Shape (b, hands, 3) [m]."""
         places = self._arrays["places"]
@@ -167,6 +185,7 @@ class BodyDemonstrations:
 
     def draw_text(self, rng: np.random.Generator, count: int) -> TextBatch:
         """`count` goals at random, without their pictures."""
+        self.read()
         rows = rng.choice(len(self), size=count, replace=count > len(self))
         goals = np.array([self._some(rng, row, 1)[0] for row in rows])
         ids = [self._text_ids(str(text)) for text in self._arrays["instructions"][rows, goals]]

@@ -86,6 +86,9 @@ class Trainer:
         self._share = self._processes.share(
             {name: n * len(bodies[name].meta.views) for name, n in configuration.batch.images.items()}
         )
+        # Each process reads those alone from which it draws; what is damaged is named before the first step.
+        for name in self._share:
+            self.bodies[name].read()
         self.model, self.processor, self.folder = model, processor, folder
         self._set_flow(configuration.flow)
         model.to(self._device)  # type: ignore[arg-type]
