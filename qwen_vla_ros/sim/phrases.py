@@ -14,20 +14,47 @@ if TYPE_CHECKING:
 
 CANONICAL, SEEN, HELD_OUT = WORDINGS = ("plain", "seen", "held-out")
 
-# task: (wordings of the demonstrations, the plain one first; wordings for evaluation alone)
-PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_THINGS = ("the {colour} {kind}", "the {kind} that is {colour}")
+_PILLARS = ("the {colour} {kind} and the {other} {kind}", "the {colour} and the {other} {kind}")
+# Sentences that say which arm is meant, and what it does.
+_BY_ARM = (
+    "{do} with the {arm} {limb}",
+    "with the {arm} {limb}, {do}",
+    "use the {arm} {limb} to {do}",
+    "please {do} with the {arm} {limb}",
+    "with the {arm} {limb}, please {do}",
+    "please use the {arm} {limb} to {do}",
+)
+_BY_BOTH = tuple(each.replace("the {arm} {limb}", "both {limb}s") for each in _BY_ARM)
+_ALONE = ("{do}", "please {do}")
+
+
+def _sentences(
+    frames: Iterable[str],
+    doings: Iterable[str],
+    things: Iterable[str] = _THINGS,
+    limbs: Iterable[str] = ("",),
+) -> tuple[str, ...]:
+    """Every doing with every thing, in every frame. In a doing, `*` is the thing, else it comes last."""
+    done = [
+        doing.replace("*", thing) if "*" in doing else f"{doing} {thing}".rstrip()
+        for doing in doings
+        for thing in things
+    ]
+    texts = (
+        frame.replace("{do}", do).replace("{limb}", limb) for do in done for frame in frames for limb in limbs
+    )
+    return tuple(dict.fromkeys(texts))
+
+
+# task: (plain wording, what demonstrations say, what is kept for evaluation). Demonstrations combine verbs,
+# names of things and frames, less what is kept: of a dozen sentences a small model learns no parts.
+_WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "reach": (
-        (
-            "reach the {colour} {kind}",
-            "reach for the {colour} {kind}",
-            "move to the {colour} {kind}",
-            "go to the {colour} {kind}",
-            "move the gripper above the {colour} {kind}",
-            "please reach the {kind} that is {colour}",
-            "hover over the {colour} {kind}",
-            "approach the {colour} {kind}",
-            "go to the {kind} that is {colour}",
-            "please move to the {colour} {kind}",
+        "reach the {colour} {kind}",
+        _sentences(
+            _ALONE,
+            ("reach", "reach for", "move to", "go to", "move the gripper above", "hover over", "approach"),
         ),
         (
             "go over to the {colour} {kind}",
@@ -36,26 +63,36 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "push": (
-        (
-            "push the {colour} {kind} to the {direction}",
-            "push the {colour} {kind} {direction}",
-            "move the {colour} {kind} to the {direction}",
-            "shift the {colour} {kind} to the {direction}",
-            "please push the {kind} that is {colour} to the {direction}",
-            "slide the {colour} {kind} to the {direction}",
+        "push the {colour} {kind} to the {direction}",
+        _sentences(
+            _ALONE,
+            (
+                "push * to the {direction}",
+                "push * {direction}",
+                "move * to the {direction}",
+                "shift * to the {direction}",
+                "shift * {direction}",
+                "slide * to the {direction}",
+            ),
         ),
         ("slide the {colour} {kind} {direction}", "please shift the {colour} {kind} {direction}"),
     ),
     "pick_up": (
-        (
-            "pick up the {colour} {kind}",
-            "pick the {colour} {kind} up",
-            "grasp the {colour} {kind} and lift it",
-            "lift the {colour} {kind}",
-            "take the {colour} {kind}",
-            "please pick up the {kind} that is {colour}",
-            "grab the {colour} {kind} and raise it",
-            "lift up the {colour} {kind} from the table",
+        "pick up the {colour} {kind}",
+        _sentences(
+            _ALONE,
+            (
+                "pick up",
+                "pick * up",
+                "grasp * and lift it",
+                "grab * and raise it",
+                "grab * and lift it",
+                "lift",
+                "lift up",
+                "take",
+                "lift up * from the table",
+                "lift * from the table",
+            ),
         ),
         (
             "grab the {colour} {kind} and lift it",
@@ -64,14 +101,19 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "place": (
-        (
-            "place the {colour} {kind} on the {pad} pad",
-            "put the {colour} {kind} on the {pad} pad",
-            "place the {colour} {kind} onto the {pad} pad",
-            "set the {colour} {kind} down on the {pad} pad",
-            "pick up the {colour} {kind} and put it on the {pad} pad",
-            "drop the {colour} {kind} on the {pad} pad",
-            "place the {kind} that is {colour} on the {pad} pad",
+        "place the {colour} {kind} on the {pad} pad",
+        _sentences(
+            _ALONE,
+            (
+                "place * on the {pad} pad",
+                "put * on the {pad} pad",
+                "place * onto the {pad} pad",
+                "put * onto the {pad} pad",
+                "set * down on the {pad} pad",
+                "pick up * and put it on the {pad} pad",
+                "take * and put it on the {pad} pad",
+                "drop * on the {pad} pad",
+            ),
         ),
         (
             "take the {colour} {kind} and place it on the {pad} pad",
@@ -79,15 +121,13 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "reach_with_arm": (
+        "reach the {colour} {kind} with the {arm} arm",
         (
-            "reach the {colour} {kind} with the {arm} arm",
-            "reach for the {colour} {kind} with the {arm} arm",
-            "with the {arm} arm, reach the {colour} {kind}",
-            "move the {arm} arm to the {colour} {kind}",
-            "use the {arm} arm to reach the {colour} {kind}",
-            "bring the {arm} gripper above the {colour} {kind}",
-            "please reach the {kind} that is {colour} with the {arm} arm",
-            "with the {arm} gripper, approach the {colour} {kind}",
+            *_sentences(_BY_ARM, ("reach", "reach for", "approach"), limbs=("arm", "gripper")),
+            *_sentences(
+                _ALONE,
+                ("move the {arm} arm to", "bring the {arm} gripper above", "move the {arm} gripper above"),
+            ),
         ),
         (
             "with the {arm} arm, go to the {colour} {kind}",
@@ -95,26 +135,18 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "reach_with_both": (
+        "reach the {colour} {kind} with both arms",
         (
-            "reach the {colour} {kind} with both arms",
-            "reach for the {colour} {kind} with both arms",
-            "with both arms, reach the {colour} {kind}",
-            "move both arms to the {colour} {kind}",
-            "use both arms to reach the {colour} {kind}",
-            "please reach the {kind} that is {colour} with both arms",
-            "with both grippers, approach the {colour} {kind}",
+            *_sentences(_BY_BOTH, ("reach", "reach for", "approach"), limbs=("arm", "gripper")),
+            *_sentences(_ALONE, ("move both arms to", "move both grippers to", "bring both arms to")),
         ),
         ("with both arms, go to the {colour} {kind}", "bring both grippers to the {colour} {kind}"),
     ),
     "pick_up_with_arm": (
+        "pick up the {colour} {kind} with the {arm} arm",
         (
-            "pick up the {colour} {kind} with the {arm} arm",
-            "pick the {colour} {kind} up with the {arm} arm",
-            "with the {arm} arm, pick up the {colour} {kind}",
-            "use the {arm} arm to lift the {colour} {kind}",
-            "grasp the {colour} {kind} with the {arm} gripper and lift it",
-            "lift the {colour} {kind} with the {arm} arm",
-            "please pick up the {kind} that is {colour} with the {arm} arm",
+            *_sentences(_BY_ARM, ("pick up", "pick * up", "lift", "take"), limbs=("arm", "gripper")),
+            *_sentences(_ALONE, ("grasp * with the {arm} gripper and lift it",)),
         ),
         (
             "use the {arm} arm to pick up the {colour} {kind}",
@@ -122,15 +154,12 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "touch": (
+        "touch the {colour} {kind} with the {arm} hand",
         (
-            "touch the {colour} {kind} with the {arm} hand",
-            "with the {arm} hand, touch the {colour} {kind}",
-            "put the {arm} hand on the {colour} {kind}",
-            "use the {arm} hand to touch the {colour} {kind}",
-            "move the {arm} hand to the {colour} {kind}",
-            "please touch the {kind} that is {colour} with the {arm} hand",
-            "use the {arm} hand to touch the {kind} that is {colour}",
-            "please put the {arm} hand on the {colour} {kind}",
+            *_sentences(_BY_ARM, ("touch",), limbs=("hand",)),
+            *_sentences(
+                _ALONE, ("put the {arm} hand on", "move the {arm} hand to", "touch * with your {arm} hand")
+            ),
         ),
         (
             "bring the {arm} hand to the {colour} {kind}",
@@ -138,18 +167,13 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "point": (
+        "point at the {colour} {kind} with the {arm} hand",
         (
-            "point at the {colour} {kind} with the {arm} hand",
-            "with the {arm} hand, point at the {colour} {kind}",
-            "point the {arm} hand at the {colour} {kind}",
-            "use the {arm} hand to point at the {colour} {kind}",
-            "show the {colour} {kind} with the {arm} hand",
-            "please point at the {kind} that is {colour} with the {arm} hand",
-            "use the {arm} hand to point at the {kind} that is {colour}",
-            "please show the {colour} {kind} with the {arm} hand",
-            "please point the {arm} hand to the {colour} {kind}",
-            "show the {kind} that is {colour} with the {arm} hand",
-            "with the {arm} hand, point to the {kind} that is {colour}",
+            *_sentences(_BY_ARM, ("point at", "point to", "show"), limbs=("hand",)),
+            *_sentences(
+                _ALONE,
+                ("point the {arm} hand at", "point the {arm} hand to", "point at * with your {arm} hand"),
+            ),
         ),
         (
             "point to the {colour} {kind} with the {arm} hand",
@@ -157,56 +181,72 @@ PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "wave": (
+        "wave with the {arm} hand",
         (
-            "wave with the {arm} hand",
-            "wave the {arm} hand",
-            "with the {arm} hand, wave",
-            "please wave with the {arm} hand",
-            "wave your {arm} hand",
+            *_sentences(_BY_ARM, ("wave",), ("",), ("hand",)),
+            *_sentences(
+                _ALONE,
+                (
+                    "wave the {arm} hand",
+                    "wave your {arm} hand",
+                    "wave with your {arm} hand",
+                    "use your {arm} hand to wave",
+                ),
+                ("",),
+            ),
         ),
         ("use the {arm} hand to wave", "please wave your {arm} hand"),
     ),
     "drive": (
-        (
-            "drive to the {colour} {kind}",
-            "go to the {colour} {kind}",
-            "move to the {colour} {kind}",
-            "drive up to the {colour} {kind}",
-            "please drive to the {kind} that is {colour}",
-            "navigate to the {colour} {kind}",
-            "go to the {kind} that is {colour}",
-            "please drive up to the {colour} {kind}",
+        "drive to the {colour} {kind}",
+        _sentences(
+            _ALONE, ("drive to", "go to", "move to", "drive up to", "move up to", "go up to", "navigate to")
         ),
         ("please go to the {colour} {kind}", "move up to the {kind} that is {colour}"),
     ),
     "stop_in_front": (
-        (
-            "stop in front of the {colour} {kind}",
-            "drive forward and stop in front of the {colour} {kind}",
-            "stop before the {colour} {kind}",
-            "wait in front of the {colour} {kind}",
-            "keep your distance and face the {colour} {kind}",
-            "please stop in front of the {kind} that is {colour}",
-            "wait before the {kind} that is {colour}",
-            "go forward and wait in front of the {kind} that is {colour}",
+        "stop in front of the {colour} {kind}",
+        _sentences(
+            _ALONE,
+            (
+                "stop in front of",
+                "stop before",
+                "wait in front of",
+                "wait before",
+                "drive forward and stop in front of",
+                "drive and stop in front of",
+                "go forward and wait in front of",
+                "keep your distance and face",
+            ),
         ),
         ("please wait before the {colour} {kind}", "drive and stop in front of the {kind} that is {colour}"),
     ),
     "go_between": (
-        (
-            "go between the {colour} {kind} and the {other} {kind}",
-            "drive between the {colour} {kind} and the {other} {kind}",
-            "pass between the {colour} {kind} and the {other} {kind}",
-            "drive through between the {colour} and the {other} {kind}",
-            "move between the {colour} and the {other} {kind}",
-            "please drive between the {colour} and the {other} {kind}",
-            "pass through between the {colour} {kind} and the {other} {kind}",
+        "go between the {colour} {kind} and the {other} {kind}",
+        _sentences(
+            _ALONE,
+            (
+                "go between",
+                "drive between",
+                "pass between",
+                "move between",
+                "drive through between",
+                "go through between",
+                "pass through between",
+            ),
+            _PILLARS,
         ),
         (
             "please pass between the {colour} and the {other} {kind}",
             "go through between the {colour} {kind} and the {other} {kind}",
         ),
     ),
+}
+
+# task: (wordings of the demonstrations, the plain one first; wordings for evaluation alone)
+PHRASES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    task: (tuple(dict.fromkeys((plain, *(text for text in said if text not in kept)))), kept)
+    for task, (plain, said, kept) in _WORDS.items()
 }
 
 
