@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OBJECTS = ("object_0", "object_1", "object_2")
 PADS = ("pad_0", "pad_1")
 CLUTTER = ("clutter_0", "clutter_1", "clutter_2")
+# By how much a camera may be off its place [m]: one on a tripod or a mast, one that is screwed to a hand.
+SHIFT, SCREWED = 0.015, 0.004
 EASY, FULL = SETTINGS = ("easy", "full")
 
 
@@ -95,6 +97,7 @@ class Body:
     joints: ROS name to joint, in the order of /joint_states.
     embodiment: the one that the body stands for when it is asked for by its own name.
     own: tasks of this body alone, by name. home: in place of the embodiment's, as joint states count.
+    jittered: cameras that are not quite where they should be in the setting `full`, and by how much [m].
     notes: what people should know of the model. urdf: its description, in place of one made from the model.
     """
 
@@ -109,7 +112,7 @@ class Body:
     cameras: Mapping[str, Camera] = field(
         default_factory=lambda: {"ego": Camera((128, 128)), "spectator": Camera((640, 480), spectator=True)}
     )
-    jittered: tuple[str, ...] = ("ego",)
+    jittered: Mapping[str, float] = field(default_factory=lambda: {"ego": SHIFT})
     own: Mapping[str, Task] = field(default_factory=dict)
     home: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
@@ -167,8 +170,8 @@ def _build_panda(setting: str) -> mujoco.MjSpec:
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.35, 0.0, 0.0), (1.30, 1.20), floor=-0.75)
     _add_objects(spec, setting)
-    scene.add_camera(spec, "cam_wrist", (0.085, 0.0, 0.005), (0.02, 0.0, 0.16), 80, body="hand")
-    scene.add_camera(spec, "ego", (1.35, 0.0, 0.80), (0.42, 0.0, 0.13), 46)
+    scene.add_camera(spec, "cam_wrist", (0.085, 0.0, 0.04), (0.0, 0.0, 0.16), 80, body="hand")
+    scene.add_camera(spec, "ego", (1.35, 0.0, 0.80), (0.42, 0.0, 0.13), 39)
     scene.add_camera(spec, "spectator", (1.45, -0.95, 0.85), (0.28, 0.0, 0.22), 40)
     return spec
 
@@ -357,7 +360,7 @@ def _panda() -> Body:
             "cam_wrist": Camera((128, 128)),
             "spectator": Camera((640, 480), spectator=True),
         },
-        jittered=("ego", "cam_wrist"),
+        jittered={"ego": SHIFT, "cam_wrist": SCREWED},
         arms=(
             Arm(
                 None,
@@ -409,7 +412,7 @@ def _aloha() -> Body:
             "cam_right_wrist": Camera((128, 128)),
             "spectator": Camera((640, 480), spectator=True),
         },
-        jittered=("ego", "cam_left_wrist", "cam_right_wrist"),
+        jittered={"ego": SHIFT, "cam_left_wrist": SCREWED, "cam_right_wrist": SCREWED},
         arms=tuple(arms),
     )
 

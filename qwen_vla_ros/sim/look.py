@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -16,7 +17,7 @@ class LookRange:
     """By how much the look varies.
 
     light: factor of every light, and of each colour of it. ambient: range of the light from nowhere.
-    direction: of the sun, about its own [rad]. camera_shift [m], camera_turn [rad]: about each axis.
+    direction: of the sun, about its own [rad]. camera_turn: about each axis [rad].
     shade: range of the brightness of table and floor. tint: of their colour.
     """
 
@@ -24,7 +25,6 @@ class LookRange:
     warmth: float = 0.10
     ambient: tuple[float, float] = (0.22, 0.45)
     direction: float = 0.6
-    camera_shift: float = 0.015
     camera_turn: float = 0.012
     shade: tuple[float, float] = (0.30, 0.95)
     tint: float = 0.12
@@ -35,12 +35,12 @@ class Look:
 
     Args:
         model: Changed in place.
-        moved: Cameras that are jittered.
+        moved: Cameras that are jittered, and by how much along each axis, either way [m].
     """
 
-    def __init__(self, model: mujoco.MjModel, moved: tuple[str, ...], ranges: LookRange) -> None:
+    def __init__(self, model: mujoco.MjModel, moved: Mapping[str, float], ranges: LookRange) -> None:
         self._model, self._ranges = model, ranges
-        self._cameras = [model.camera(name).id for name in moved]
+        self._cameras = {model.camera(name).id: shift for name, shift in moved.items()}
         self._built = {
             name: getattr(model, name).copy()
             for name in ("light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy")
@@ -69,8 +69,8 @@ class Look:
         model.vis.headlight.ambient[:] = rng.uniform(*ranges.ambient) * (
             1.0 + rng.uniform(-0.5, 0.5, 3) * ranges.warmth
         )
-        for camera in self._cameras:
-            model.cam_pos[camera] += rng.uniform(-ranges.camera_shift, ranges.camera_shift, 3)
+        for camera, shift in self._cameras.items():
+            model.cam_pos[camera] += rng.uniform(-shift, shift, 3)
             turn = rng.uniform(-ranges.camera_turn, ranges.camera_turn, 3)
             mujoco.mju_quatIntegrate(model.cam_quat[camera], turn, 1.0)
         # Two geoms may not share a material: each would take the other's colour.
