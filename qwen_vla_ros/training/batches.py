@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class BodyDemonstrations:
         hands: How many the body has.
 
     Args:
-        folder: Made by demonstrations.make.
+        folders: Made by demonstrations.make; normalisation is that of the first.
         processor: Of the model to be trained.
         shape: (H, K) of the action tensor.
         normalisation: Which quantiles to use.
@@ -78,15 +78,18 @@ class BodyDemonstrations:
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         processor: QwenVLAProcessor,
         shape: tuple[int, int],
         normalisation: NormalisationConfiguration,
     ) -> None:
-        self._folder = folder
-        self.meta = demonstrations.read_meta(folder)
+        self._folders = folders
+        self.metas = [demonstrations.read_meta(each) for each in folders]
+        self.meta, folder = self.metas[0], folders[0]
         self.embodiment = load_embodiment(self.meta.embodiment)
-        _compare(folder, self.meta, self.embodiment)
+        for each, meta in zip(folders, self.metas, strict=True):
+            _compare(each, meta, self.embodiment)
+            _compare_lists(each, meta, self.meta)
         quantities = demonstrations.read_statistics(folder, self.meta)
         found = demonstrations.statistics(
             quantities, normalisation.lower, normalisation.upper, normalisation.floor
@@ -109,7 +112,7 @@ class BodyDemonstrations:
         """
         if self._arrays:
             return
-        _, arrays = demonstrations.read_all(self._folder)
+        arrays = demonstrations.join([demonstrations.read_all(each)[1] for each in self._folders])
         state = arrays.pop("state")
         # A joint that hardly moves is not blown up.
         spread = np.maximum(state.std(axis=0), _LEAST_SPREAD)
@@ -117,7 +120,8 @@ class BodyDemonstrations:
         self._hands = self._find_hands(arrays["classes"])
         self._goals = (arrays["tasks"] >= 0).sum(axis=1)
         if not self._goals.all():
-            raise TrainingError(f"{self._folder}: picture {int(self._goals.argmin())} has no goal")
+            names = ", ".join(str(each) for each in self._folders)
+            raise TrainingError(f"{names}: picture {int(self._goals.argmin())} has no goal")
         self._arrays = arrays
 
     def _find_hands(self, classes: np.ndarray) -> np.ndarray:
@@ -127,7 +131,7 @@ class BodyDemonstrations:
         return there.argmax(axis=2)[:, there.any(axis=(0, 2))]
 
     def __len__(self) -> int:
-        return self.meta.samples
+        return sum(meta.samples for meta in self.metas)
 
     def draw(
         self, rng: np.random.Generator, images: int, prompts: int, augment: AugmentationConfiguration
@@ -225,19 +229,33 @@ class BodyDemonstrations:
 
 
 def load_bodies(
-    folders: Mapping[str, Path],
+    data: Path,
+    names: Iterable[str],
     processor: QwenVLAProcessor,
     shape: tuple[int, int],
     normalisation: NormalisationConfiguration,
 ) -> dict[str, BodyDemonstrations]:
-    """Demonstrations by embodiment name. Raises TrainingError when a folder holds another body's."""
+    """Demonstrations of the embodiments `names` in `data`, see demonstrations.folders_of.
+
+    Raises TrainingError when a folder named after a body is missing or holds another one's.
+    """
     bodies = {}
-    for name, folder in folders.items():
-        body = BodyDemonstrations(folder, processor, shape, normalisation)
-        if body.meta.embodiment != name:
-            raise TrainingError(f"{folder}: demonstrations of {body.meta.embodiment!r}, expected {name!r}")
+    for name in names:
+        parts = demonstrations.folders_of(data, name)
+        body = BodyDemonstrations(parts, processor, shape, normalisation)
+        for folder, meta in zip(parts, body.metas, strict=True):
+            if meta.embodiment != name:
+                raise TrainingError(f"{folder}: demonstrations of {meta.embodiment!r}, expected {name!r}")
         bodies[name] = body
     return bodies
+
+
+def _compare_lists(folder: Path, meta: demonstrations.Meta, first: demonstrations.Meta) -> None:
+    """What numbers in the arrays stand for must be the same in all folders of a body."""
+    for name in ("joints", "classes", "image_size"):
+        found, expected = getattr(meta, name), getattr(first, name)
+        if found != expected:
+            raise TrainingError(f"{folder / 'meta.json'}: {name} is {found!r}, expected {expected!r}")
 
 
 def _compare(folder: Path, meta: demonstrations.Meta, embodiment: Embodiment) -> None:

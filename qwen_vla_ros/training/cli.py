@@ -36,7 +36,16 @@ def make(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="A task, may be repeated; by default the body's first (easy) or all (full)."),
+        typer.Option(
+            help="A task; may be repeated, by default the body's first (easy) or all (full). One that is "
+            "named twice comes twice as often."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="A checkpoint that moves the robot in place of the expert: states are those it errs into."
+        ),
     ] = None,
 ) -> None:
     """Render states around the scripted expert's ways, with what the expert does there."""
@@ -61,6 +70,7 @@ def make(
                 progress=lambda done: progress.update(bar, completed=done),
                 setting=setting,
                 tasks=task,
+                policy=policy,
             )
     except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:
         raise _fail(error) from error
@@ -73,7 +83,10 @@ def train(
         Path | None, typer.Option(help="Configuration (YAML); with --dataset, config/training/finetune.yaml.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with a folder of simulated demonstrations per embodiment.")
+        Path | None,
+        typer.Option(
+            help="Folder with folders of simulated demonstrations, one named after each embodiment."
+        ),
     ] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="A LeRobot dataset (v2.1 or v3.0) to fine-tune on.")

@@ -98,8 +98,9 @@ class TextToActionConfiguration(_Strict):
 
 class TrainingConfiguration(_Strict):
     """A training run. text_to_action: a stage before all others. steps: optimiser steps of the others.
-    backbone_steps: of these, the first ones without flow matching. save_every: wall time between states that
-    can be resumed from [s]."""
+    backbone_steps: of these, the first ones without flow matching. precision: `auto` multiplies in bfloat16
+    where that is faster; weights and optimisers are float32. save_every: wall time between states that can be
+    resumed from [s]."""
 
     preset: Literal["tiny"] = "tiny"
     seed: int = Field(default=0, ge=0)
@@ -108,6 +109,7 @@ class TrainingConfiguration(_Strict):
     backbone_steps: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, gt=0)
     save_every: float = Field(default=120.0, gt=0.0)
+    precision: Literal["auto", "float32"] = "auto"
     batch: BatchConfiguration
     optimiser: OptimiserConfiguration
     loss: LossConfiguration = LossConfiguration()

@@ -18,6 +18,8 @@ g goals and o objects:
     state         float32 (n, j)            joints in the order of meta.json's joints [rad, m]
     scenes        int64 (n,)                seed of World.reset()
 
+States are those of the expert with errors (sim.visits), or those that a policy comes through (`policy`).
+
 A shard depends on the seed and its own number alone, so an interrupted run goes on where it stopped. A shard
 appears under its name when it is whole and on the disk.
 """
@@ -25,6 +27,7 @@ appears under its name when it is whole and on the disk.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import zipfile
@@ -39,6 +42,9 @@ import numpy as np
 from qwen_vla_ros.embodiment import Embodiment, Statistics
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.seeds import training_scene
+
+# Puts a world into some states of a scene: (world, task, scene, rng, states) to the goal of each.
+Visitor = Callable[[Any, str, int, np.random.Generator, int], Iterator[Any]]
 
 FORMAT = "qwen_vla_ros demonstrations"
 VERSION = 2
@@ -93,6 +99,7 @@ class Meta:
     classes: list[str]
     horizon: int
     step: float
+    policy: str = ""  # the checkpoint that moved the robot, and the first digits of its weights' SHA-256
     format: str = FORMAT
     version: int = VERSION
 
@@ -115,18 +122,21 @@ def make(
     progress: Callable[[int], None] | None = None,
     setting: str = "easy",
     tasks: Sequence[str] | None = None,
+    policy: Path | None = None,
 ) -> Meta:
     """Write `samples` pictures into a folder; go on where an earlier call stopped.
 
     setting: of the world; `easy+full` takes them in turn, shard by shard, with the words of `full`, and
     `easy+full+full` the second twice as often. tasks: by default the body's first in the setting `easy`, else
-    all of them, in each setting those that it has. states_per_scene: by default 2 in `easy`, else 4; the
-    fewer, the more scenes. progress: called with the number of pictures that are there.
+    all of them, in each setting those that it has; one that is named twice comes twice as often.
+    states_per_scene: by default 2 in `easy`, else 4; the fewer, the more scenes. policy: a checkpoint that
+    moves the robot from state to state, in place of the expert with errors. progress: called with the number
+    of pictures that are there.
 
     Raises TrainingError when the folder holds demonstrations of other settings, and when it cannot be
     written; what is there then stays as it is, and another call goes on from it.
     """
-    from qwen_vla_ros.sim import SimulationError, make_world
+    from qwen_vla_ros.sim import SimulationError, make_world, visit
     from qwen_vla_ros.sim.scene import classes
 
     with contextlib.ExitStack() as stack:
@@ -158,12 +168,14 @@ def make(
             classes=[*classes(), *HANDS.values()],
             horizon=embodiment.horizon,
             step=1.0 / embodiment.control_rate,
+            policy="" if policy is None else _digest(policy),
         )
+        visitor = visit if policy is None else _visitor(policy, embodiment)
         _claim(folder, meta)
         for shard in range(meta.shards):
             path = shard_path(folder, shard)
             if not path.is_file():
-                arrays = _shard(worlds[shard % len(worlds)], meta, shard)
+                arrays = _shard(worlds[shard % len(worlds)], meta, shard, visitor)
                 _write(path, partial(np.savez, **arrays))  # type: ignore[arg-type]
             if progress is not None:
                 progress(shard * shard_size + meta.size_of(shard))
@@ -192,6 +204,13 @@ def read_meta(folder: Path) -> Meta:
             f"expected {FORMAT!r} version {VERSION}"
         )
     return meta
+
+
+def folders_of(data: Path, embodiment: str) -> list[Path]:
+    """The folder of that name, and after it the others in `data` that hold demonstrations of the body."""
+    first = data / embodiment
+    others = sorted(path.parent for path in data.glob("*/meta.json") if path.parent != first)
+    return [first, *(path for path in others if read_meta(path).embodiment == embodiment)]
 
 
 def read_shard(
@@ -226,31 +245,34 @@ def read_shard(
 
 
 def read_all(folder: Path) -> tuple[Meta, dict[str, np.ndarray]]:
-    """All shards of a folder in one, with as many goals and objects per picture as the largest scene has."""
+    """All shards of a folder in one, see `join`."""
     meta = read_meta(folder)
-    largest = dict.fromkeys(_RAGGED, 0)
-    shards = []
-    for shard in range(meta.shards):
-        shards.append(read_shard(folder, meta, shard))
-        for name, axis in _RAGGED.items():
-            largest[name] = max(largest[name], shards[-1][name].shape[1 + axis])
+    return meta, join([read_shard(folder, meta, shard) for shard in range(meta.shards)])
+
+
+def join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Pictures of several parts in one, with as many goals and objects per picture as the largest scene has.
+
+    The parts are emptied, so that pictures are not held twice.
+    """
     arrays: dict[str, np.ndarray] = {}
+    count = sum(len(part["images"]) for part in parts)
     for name in _FIELDS:
-        first = shards[0][name]
-        shape = list(first.shape)
-        shape[0] = meta.samples
+        first = parts[0][name]
+        shape = [count, *first.shape[1:]]
         if name in _RAGGED:
-            shape[1 + _RAGGED[name]] = largest[name]
+            axis = 1 + _RAGGED[name]
+            shape[axis] = max(part[name].shape[axis] for part in parts)
             arrays[name] = np.full(shape, _FILL[name], dtype=first.dtype)
         else:
             arrays[name] = np.empty(shape, dtype=first.dtype)
         start = 0
-        for each in shards:
-            part = each.pop(name)  # so that pictures are not held twice
+        for each in parts:
+            part = each.pop(name)
             inside = (slice(start, start + len(part)), *(slice(0, length) for length in part.shape[1:]))
             arrays[name][inside] = part
             start += len(part)
-    return meta, arrays
+    return arrays
 
 
 def quantiles(folder: Path, meta: Meta) -> dict[str, Any]:
@@ -298,6 +320,20 @@ def _rows(shard: dict[str, np.ndarray]) -> np.ndarray:
     return shard["actions"][shard["tasks"] >= 0].reshape(-1, shard["actions"].shape[-1]).astype(float)
 
 
+def _digest(checkpoint: Path) -> str:
+    path = checkpoint / "model.safetensors"
+    try:
+        return f"{checkpoint.resolve().name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read: {error}") from error
+
+
+def _visitor(checkpoint: Path, embodiment: Embodiment) -> Visitor:
+    from qwen_vla_ros.training.on_policy import make_visitor
+
+    return make_visitor(checkpoint, embodiment)
+
+
 def _claim(folder: Path, meta: Meta) -> None:
     """Write meta.json, or check that the folder's is the same but for the number of samples."""
     path = folder / "meta.json"
@@ -322,9 +358,9 @@ def _claim(folder: Path, meta: Meta) -> None:
     _write_json(path, asdict(meta))
 
 
-def _shard(world: Any, meta: Meta, shard: int) -> dict[str, np.ndarray]:
+def _shard(world: Any, meta: Meta, shard: int, visitor: Visitor) -> dict[str, np.ndarray]:
     samples: list[dict[str, np.ndarray]] = []
-    pictures = _pictures(world, meta, shard)
+    pictures = _pictures(world, meta, shard, visitor)
     while len(samples) < meta.size_of(shard):
         samples.append(next(pictures))
     arrays = {}
@@ -344,9 +380,7 @@ def _shard(world: Any, meta: Meta, shard: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _pictures(world: Any, meta: Meta, shard: int) -> Iterator[dict[str, np.ndarray]]:
-    from qwen_vla_ros.sim import visit
-
+def _pictures(world: Any, meta: Meta, shard: int, visitor: Visitor) -> Iterator[dict[str, np.ndarray]]:
     rng = np.random.default_rng([meta.seed, shard])
     index = shard * meta.shard_size
     tasks = [task for task in meta.tasks if task in world.tasks]
@@ -354,7 +388,7 @@ def _pictures(world: Any, meta: Meta, shard: int) -> Iterator[dict[str, np.ndarr
         scene = training_scene(meta.seed, index)
         index += 1
         task = tasks[int(rng.integers(len(tasks)))] if len(tasks) > 1 else tasks[0]
-        for goal in visit(world, task, scene, rng, meta.states_per_scene):
+        for goal in visitor(world, task, scene, rng, meta.states_per_scene):
             yield _picture(world, meta, goal, scene, rng)
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training runs."""
+"""Where training runs, and in what precision."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -13,3 +15,14 @@ def choose_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise TrainingError(f"device: found {name!r}, expected auto, cpu, or cuda where there is some")
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are faster there than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:  # another system than Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

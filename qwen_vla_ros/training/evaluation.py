@@ -68,6 +68,48 @@ def tasks_of(embodiment: Embodiment, setting: str) -> list[str]:
         return world.tasks
 
 
+class ClosedLoop:
+    """Moves a world by chunks as the executor moves a robot, from the state that it is in."""
+
+    def __init__(self, world: World) -> None:
+        embodiment = world.embodiment
+        self._world = world
+        self._follower = Follower(_driven(embodiment))
+        self._step = 1.0 / embodiment.control_rate
+        self._joints = {group.name: getattr(group, "joints", ()) for group in embodiment.actions}
+        self.period = self._follower.period
+        self.ticks_per_chunk = round(embodiment.execute_steps * self._step / self.period)
+        self._measure()
+        self._follower.start(world.time)
+
+    def offer(self, chunk: Array, captured: float) -> None:
+        """Follow a chunk (horizon, c) in physical units, for a picture that was taken at `captured` [s]."""
+        self._follower.offer(chunk, captured, self._step, self._world.time)
+
+    def tick(self) -> list[BaseCommand | JointCommand]:
+        """One period of the command rate; returns what was commanded."""
+        world, commands = self._world, []
+        for command in self._follower.step(world.time):
+            if isinstance(command, BaseCommand):
+                world.set_base_velocity(*command.velocity)
+            elif isinstance(command, JointCommand):
+                joints = self._joints[command.group]
+                world.set_joint_targets(dict(zip(joints, command.position, strict=True)))
+            else:
+                continue
+            commands.append(command)
+        world.step(self.period)
+        self._measure()
+        return commands
+
+    def _measure(self) -> None:
+        world = self._world
+        positions = dict(zip(world.joint_names, world.joint_positions, strict=True))
+        joints = world.embodiment.joints
+        self._follower.joints.add(world.time, np.array([positions[name] for name in joints]))
+        self._follower.pose.add(world.time, world.base_pose)
+
+
 class Evaluator:
     """Runs cases with one checkpoint.
 
@@ -112,7 +154,7 @@ class Evaluator:
 
         latency: from picture to chunk [s].
         """
-        driver = self._driver(case)
+        driver = self.driver(case)
         results: list[EpisodeResult] = []
         with make_world(case.embodiment, case.setting) as world:
             for episode in range(episodes):
@@ -138,7 +180,8 @@ class Evaluator:
             latency=latency,
         )
 
-    def _driver(self, case: Case) -> Driver:
+    def driver(self, case: Case) -> Driver:
+        """What moves the robot in a case. Raises TrainingError when the checkpoint does not fit the body."""
         if case.control is Control.EXPERT:
             return _expert
         from qwen_vla_ros.policy import Observation, PolicyError
@@ -175,15 +218,11 @@ def run_episode(
 ) -> EpisodeResult:
     """One episode in the present scene, judged by the world's goal; `named` is what the driver is told."""
     embodiment = world.embodiment
-    follower = Follower(_driven(embodiment))
-    period, step = follower.period, 1.0 / embodiment.control_rate
-    joints = {group.name: getattr(group, "joints", ()) for group in embodiment.actions}
     smooth = {group.name: group.kind != "gripper" for group in embodiment.actions}
     start = world.time
-    _measure(world, follower)
-    follower.start(world.time)
+    loop = ClosedLoop(world)
+    period, per_chunk = loop.period, loop.ticks_per_chunk
     ticks = round(world.task.time_limit / period)
-    per_chunk = round(embodiment.execute_steps * step / period)
     late = round(latency / period)
     if not 0 <= late < per_chunk:
         raise TrainingError(f"latency: expected 0 to less than {per_chunk * period:g} s, found {latency:g} s")
@@ -196,17 +235,13 @@ def run_episode(
             captured = world.time
             states.append(world.qpos)
         if tick % per_chunk == late:
-            follower.offer(chunk, captured, step, world.time)
-        for command in follower.step(world.time):
+            loop.offer(chunk, captured)
+        now = world.time
+        for command in loop.tick():
             if isinstance(command, BaseCommand):
-                world.set_base_velocity(*command.velocity)
-                _note(commands, command.group, world.time, command.velocity[:1], 2)
-            elif isinstance(command, JointCommand):
-                world.set_joint_targets(dict(zip(joints[command.group], command.position, strict=True)))
-                if smooth[command.group]:
-                    _note(commands, command.group, world.time, command.position, 3)
-        world.step(period)
-        _measure(world, follower)
+                _note(commands, command.group, now, command.velocity[:1], 2)
+            elif smooth[command.group]:
+                _note(commands, command.group, now, command.position, 3)
         if world.outcome().success and not told_apart:
             break
     outcome = world.outcome()
@@ -242,13 +277,6 @@ def _note(
     times, rows, _ = commands.setdefault(group, ([], [], order))
     times.append(time)
     rows.append(row)
-
-
-def _measure(world: World, follower: Follower) -> None:
-    positions = dict(zip(world.joint_names, world.joint_positions, strict=True))
-    joints = world.embodiment.joints
-    follower.joints.add(world.time, np.array([positions[name] for name in joints]))
-    follower.pose.add(world.time, world.base_pose)
 
 
 def other_goal(world: World, judged: Goal, scene: int, wording: str = CANONICAL) -> Goal:

@@ -2,8 +2,8 @@
 """Muon: momentum whose matrices are brought to orthogonal ones before they are applied.
 
 After Jordan et al., 2024, with the scale of Liu et al., 2025 (arXiv 2502.16982), which lets it share learning
-rate and weight decay with AdamW. torch.optim.Muon works in bfloat16: where a CPU lacks that, a step of the
-tiny preset takes seconds.
+rate and weight decay with AdamW. torch.optim.Muon always works in bfloat16: where a CPU lacks that, a step of
+the tiny preset takes seconds.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) with their singular values brought near 1."""
+def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Matrices (n, rows, columns) with their singular values brought near 1, worked out in `dtype`."""
     a, b, c = _COEFFICIENTS
     turned = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if turned else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(_STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    x = x.to(matrices.dtype)
     return x.mT if turned else x
 
 
@@ -55,6 +56,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: Decoupled.
         momentum: Nesterov's.
         processes: Those that divide the work among themselves; all have the same gradients.
+        dtype: Of the products.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         processes: Processes | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self._processes = processes
+        self._processes, self._dtype = processes, dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -89,10 +92,10 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal(self, stacks: list[Tensor]) -> list[Tensor]:
         processes = self._processes
         if processes is None or processes.count == 1 or not stacks:
-            return [orthogonal(stack) for stack in stacks]
+            return [orthogonal(stack, self._dtype) for stack in stacks]
         first = processes.index
         for stack in stacks:
-            own = orthogonal(stack[first :: processes.count])
+            own = orthogonal(stack[first :: processes.count], self._dtype)
             stack.zero_()[first :: processes.count] = own
             # Whoever was first in one stack is not in the next, as most have an odd one out.
             first = (first - len(stack)) % processes.count

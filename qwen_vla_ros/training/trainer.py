@@ -7,17 +7,19 @@ killed and resumed, or that several processes share, goes through the same steps
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
 from qwen_vla_ros.model.context import VLMContext
@@ -32,7 +34,7 @@ from qwen_vla_ros.training.configuration import (
     TextToActionConfiguration,
     TrainingConfiguration,
 )
-from qwen_vla_ros.training.devices import choose_device
+from qwen_vla_ros.training.devices import choose_device, has_fast_bfloat16
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.losses import (
     TrainingHeads,
@@ -80,6 +82,7 @@ class Trainer:
         self.configuration = configuration
         self._processes = Processes(choose_device(device))
         self._device = self._processes.device
+        self._bfloat16 = configuration.precision == "auto" and has_fast_bfloat16(self._device)
         self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
         # What a body costs goes with its pictures, of each of its cameras.
@@ -111,7 +114,13 @@ class Trainer:
         for matrix in inner:
             del others[id(matrix)]
         self._optimisers = (
-            Muon(inner, settings.learning_rate, settings.weight_decay, processes=self._processes),
+            Muon(
+                inner,
+                settings.learning_rate,
+                settings.weight_decay,
+                processes=self._processes,
+                dtype=torch.bfloat16 if self._bfloat16 else torch.float32,
+            ),
             torch.optim.AdamW(
                 others.values(),
                 lr=settings.learning_rate,
@@ -125,9 +134,14 @@ class Trainer:
         for name, value in flow.model_dump().items():
             setattr(self.model.config.flow, name, list(value) if isinstance(value, tuple) else value)
 
-    def _autocast(self) -> torch.autocast:
-        """bfloat16 where it pays: on CUDA."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda")
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Products in bfloat16; on a CPU attention by products, as the flash kernel's way back is slow."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16))
+            if self._device.type == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     def losses(self, batch: Batch, joint: bool, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
         """Losses and errors of a batch; with `joint`, flow matching is among them."""
@@ -245,7 +259,7 @@ class Trainer:
         for name in self._share:
             rng, generator = self._random(name)
             batch = _moved(self.bodies[name].draw_text(rng, stage.prompts), self._device)
-            with self._autocast():
+            with self._kernels():
                 with torch.no_grad():
                     context = self.model.encode(**batch.prompts)
                 context = VLMContext(context.hidden.float(), context.mask, context.positions)
@@ -269,7 +283,7 @@ class Trainer:
             batch = self.bodies[name].draw(
                 rng, images, settings.batch.prompts_per_image, settings.augmentation
             )
-            with self._autocast():
+            with self._kernels():
                 found = self.losses(_moved(batch, self._device), joint, generator)
             (found["loss"] * (images / pictures)).backward()
             metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
@@ -303,13 +317,13 @@ class Trainer:
 
     def facts(self) -> dict[str, Any]:
         """What the card says of this run."""
-        data = []
-        for name, body in self.bodies.items():
-            meta = body.meta
-            data.append(
-                f"{meta.samples} pictures of {name} (setting {meta.setting}; {', '.join(meta.tasks)}; seed "
-                f"{meta.seed})"
-            )
+        data = [
+            f"{meta.samples} pictures of {name} (setting {meta.setting}; "
+            f"{', '.join(dict.fromkeys(meta.tasks))}; seed {meta.seed}"
+            f"{'; states of the policy ' + meta.policy if meta.policy else ''})"
+            for name, body in self.bodies.items()
+            for meta in body.metas
+        ]
         return {
             "kind": "demonstrations",
             "data": data,
@@ -364,7 +378,7 @@ def prepare(
     device: str = "auto",
     checkpoint: Path | None = None,
 ) -> Trainer:
-    """A trainer on the demonstrations in `data`, one folder per embodiment.
+    """A trainer on the demonstrations in `data`, see demonstrations.folders_of.
 
     The model is fresh, or begins with the weights of a checkpoint of the same shapes.
     """
@@ -374,8 +388,8 @@ def prepare(
         take_weights(model, processor, checkpoint)
         before = read_facts(checkpoint)
     expert = model.config.action_expert
-    folders = {name: data / name for name in configuration.batch.images}
-    bodies = load_bodies(folders, processor, (expert.horizon, expert.channels), configuration.normalisation)
+    shape = (expert.horizon, expert.channels)
+    bodies = load_bodies(data, configuration.batch.images, processor, shape, configuration.normalisation)
     return Trainer(configuration, bodies, model, processor, folder, device, before)
 
 

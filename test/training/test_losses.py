@@ -73,14 +73,14 @@ def test_offset_from_the_hands():
 
 def test_offsets_are_those_of_the_demonstrations(data, micro):
     _, processor = micro()
-    folders = {name: data / name for name in ("franka_panda", "tiago_base")}
-    bodies = load_bodies(folders, processor, (16, 32), NormalisationConfiguration())
+    names = ("franka_panda", "tiago_base")
+    bodies = load_bodies(data, names, processor, (16, 32), NormalisationConfiguration())
     rows, goals = np.arange(6), np.zeros(6, dtype=int)
     found = {
         name: body.batch(rows, goals, 1, np.random.default_rng(0), AugmentationConfiguration()).grounding
         for name, body in bodies.items()
     }
-    meta, arrays = demonstrations.read_all(folders["franka_panda"])
+    meta, arrays = demonstrations.read_all(data / "franka_panda")
     hand = arrays["places"][rows][arrays["classes"][rows] == meta.classes.index("hand")]
     named = arrays["places"][rows, arrays["targets"][rows, goals]]
     assert np.linalg.norm(named - hand, axis=1).min() > 0.01

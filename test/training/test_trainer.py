@@ -17,7 +17,11 @@ import yaml
 from qwen_vla_ros.model.checkpoint import load_checkpoint
 from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.training.batches import load_bodies
-from qwen_vla_ros.training.configuration import load_configuration, parse_configuration
+from qwen_vla_ros.training.configuration import (
+    AugmentationConfiguration,
+    load_configuration,
+    parse_configuration,
+)
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.processes import Processes, shares
 from qwen_vla_ros.training.schedule import learning_rate
@@ -52,8 +56,7 @@ def trainer(data, micro):
     def make(folder, **changes):
         settings = configuration(**changes)
         model, processor = micro()
-        folders = {name: data / name for name in BODIES}
-        bodies = load_bodies(folders, processor, (16, 32), settings.normalisation)
+        bodies = load_bodies(data, BODIES, processor, (16, 32), settings.normalisation)
         return Trainer(settings, bodies, model, processor, folder)
 
     return make
@@ -241,9 +244,29 @@ def test_folder_of_another_body(data, micro, tmp_path):
     shutil.copytree(data / "tiago_base", tmp_path / "franka_panda")
     _, processor = micro()
     with pytest.raises(TrainingError, match="demonstrations of 'tiago_base', expected 'franka_panda'"):
-        load_bodies(
-            {"franka_panda": tmp_path / "franka_panda"}, processor, (16, 32), configuration().normalisation
-        )
+        load_bodies(tmp_path, ["franka_panda"], processor, (16, 32), configuration().normalisation)
+
+
+def test_demonstrations_of_a_body_in_several_folders(data, micro, tmp_path):
+    _, processor = micro()
+    for name in ("franka_panda", "franka_panda_mistakes", "tiago_base"):
+        shutil.copytree(data / name.removesuffix("_mistakes"), tmp_path / name)
+    bodies = load_bodies(tmp_path, ["franka_panda"], processor, (16, 32), configuration().normalisation)
+    once = load_bodies(data, ["franka_panda"], processor, (16, 32), configuration().normalisation)
+    one, two = once["franka_panda"], bodies["franka_panda"]
+    assert len(two) == 2 * len(one)
+    assert (two.statistics.q01 == one.statistics.q01).all()
+    rows, goals, rng = np.arange(len(one)), np.zeros(len(one), dtype=int), np.random.default_rng(0)
+    plain = AugmentationConfiguration(gain=0.0, colour=0.0, offset=0.0, noise=0.0)
+    first = one.batch(rows, goals, 1, rng, plain)
+    second = two.batch(rows + len(one), goals, 1, rng, plain)
+    assert torch.equal(first.pixel_values, second.pixel_values)
+    assert torch.equal(first.actions, second.actions)
+    path = tmp_path / "franka_panda_mistakes" / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"classes": meta["classes"][::-1]}))
+    with pytest.raises(TrainingError, match=r"franka_panda_mistakes/meta.json: classes is .*, expected"):
+        load_bodies(tmp_path, ["franka_panda"], processor, (16, 32), configuration().normalisation)
 
 
 def test_schedule():
