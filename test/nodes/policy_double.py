@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node around a model with a fault that no checkpoint can be made to have.
 
-Argument, and text on `policy/mode` from then on: sound | wave | depth | nan | shape | range | raises | hangs.
-`wave` swings all joints, `depth` insists on it. The last five go wrong at the third chunk of the mode.
+Argument, and text on `policy/mode` from then on:
+sound | wave | depth | slow | nan | shape | range | raises | hangs.
+`wave` swings all joints, `depth` insists on it, `slow` takes half a second for a chunk and says with it how
+many images were made ready for it, in hundredths. The last five go wrong at the third chunk of the mode.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import time
 
 import numpy as np
 from std_msgs.msg import String
@@ -25,6 +28,7 @@ class Double:
     def __init__(self, mode: str):
         self.info = PolicyInfo("", "cpu", 16, 64, 0, (), ())
         self._hang = threading.Event()
+        self._resized = 0
         self.switch(mode)
 
     def switch(self, mode: str) -> None:
@@ -38,6 +42,7 @@ class Double:
         self.statistics = Statistics(home - 0.2, home + 0.2)
 
     def resize(self, view, image):
+        self._resized += 1
         return image
 
     def infer(self, observation, seed=None):
@@ -48,6 +53,10 @@ class Double:
             chunk += np.sin(2 * due)[:, None]
         if self._mode == "depth" and not (observation.depth["ego"] == np.float32(0.75)).all():
             raise ValueError(f"depth: found {observation.depth}")
+        if self._mode == "slow":
+            chunk += self._resized / 100
+            self._resized = 0
+            time.sleep(0.5)
         if self._calls >= 3:
             if self._mode == "nan":
                 chunk[3, 2] = np.nan
