@@ -3,8 +3,8 @@
 
     python -m qwen_vla_ros.bench._timed_policy OUT [--ros-args ...]
 
-Images are decoded and brought to the shipped checkpoint's size as for a model; the constant time holds what it
-takes to make up a chunk. Writes OUT at its end, JSON:
+Images are decoded and brought to the shipped checkpoint's size as for a model; the constant time holds what
+it takes to make up a chunk. Writes OUT at its end, JSON:
 `arrivals`: capture time to callback of every image [s]; `chunks`: `Passage` by capture time in microseconds.
 """
 
@@ -39,7 +39,7 @@ class Passage:
     Attributes:
         called: the callback of the observation's last image began.
         begun: the thread of the model took it up.
-        ready: its images are decoded, at the size of the model.
+        ready: the model is asked, at its own priority.
         done: the model has answered.
         sent: the chunk is checked and published.
     """

@@ -31,8 +31,8 @@ PERIOD = 0.01
 BODY = "aloha_viperx"
 RATES = (500.0, 250.0, 100.0)
 STAGES = (
-    "callback to model's thread",
-    "decode and resize",
+    "image made ready, to the model's thread",
+    "to the model",
     "check and publish",
     "published to first command",
 )
