@@ -2,9 +2,10 @@
 """The policy node around a model with a fault that no checkpoint can be made to have.
 
 Argument, and text on `policy/mode` from then on:
-sound | wave | depth | slow | nan | shape | range | raises | hangs.
+sound | wave | depth | slow | patient | nan | shape | range | raises | hangs.
 `wave` swings all joints, `depth` insists on it, `slow` takes half a second for a chunk and says with it how
-many images were made ready for it, in hundredths. The last five go wrong at the third chunk of the mode.
+many images were made ready for it, in hundredths; a node that starts `patient` does not look for images by
+itself. The last five go wrong at the third chunk of the mode.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from std_msgs.msg import String
 
 from qwen_vla_ros.embodiment import Statistics
-from qwen_vla_ros.nodes import qos
+from qwen_vla_ros.nodes import policy_node, qos
 from qwen_vla_ros.nodes.lifecycle import run
 from qwen_vla_ros.nodes.policy_node import PolicyNode
 from qwen_vla_ros.policy import PolicyInfo
@@ -83,4 +84,6 @@ class Switched(PolicyNode):
 
 if __name__ == "__main__":
     mode = sys.argv[1]
+    if mode == "patient":
+        policy_node.LOOK_PERIOD = 3600.0
     sys.exit(run(lambda: Switched(mode)))
