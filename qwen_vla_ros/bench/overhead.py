@@ -24,8 +24,8 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 SECONDS = 15.0
 START = 60.0
-# How long images come in without a task [s].
-REST = 5.0
+# How long images come in without a task [s], and how long processes have before that to find each other.
+REST, SETTLE = 5.0, 3.0
 # Of the robot [s].
 PERIOD = 0.01
 BODY = "aloha_viperx"
@@ -195,6 +195,7 @@ def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[Be
                     START,
                     "policy, executor and images",
                 )
+                pause(SETTLE)
                 busy, began = _processor_time(timed.process_id), time.monotonic()
                 before = list(policy[-1].frames)
                 pause(REST)
