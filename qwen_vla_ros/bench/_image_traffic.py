@@ -4,18 +4,22 @@
     python -m qwen_vla_ros.bench._image_traffic send SECONDS
     python -m qwen_vla_ros.bench._image_traffic receive SECONDS
 
-Each prints one line of JSON at its end.
+Each prints one line of JSON at its end. The cameras stand for drivers, which are no Python: their images are
+serialised once and get a new stamp each time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 VIEWS = ("ego", "cam_left_wrist", "cam_right_wrist")
 RATE = 30.0
@@ -27,28 +31,52 @@ def topic(view: str) -> str:
     return f"camera/{view}/image_raw"
 
 
+class Serialised:
+    """An Image as it goes over the wire, ready but for its stamp."""
+
+    # After four bytes that name the encoding, the header begins with the stamp: sec and nanosec.
+    _STAMP = struct.Struct("<iI")
+
+    def __init__(self, image: Any):
+        from rclpy.serialization import serialize_message
+
+        content = serialize_message(image)
+        if content[1] != 1:
+            raise RuntimeError(f"expected little-endian CDR of this middleware, found kind {content[1]}")
+        self._head, self._rest = content[:4], memoryview(content)[4 + self._STAMP.size :]
+
+    def at(self, stamp: Any) -> bytes:
+        """For a publisher. With a stamp message."""
+        return b"".join((self._head, self._STAMP.pack(stamp.sec, stamp.nanosec), self._rest))
+
+
 def send(seconds: float) -> dict[str, float]:
     """Send the images of three cameras for some seconds, from the moment that all are subscribed to."""
     import array
 
     import numpy as np
     import rclpy
+    from rclpy.signals import SignalHandlerOptions
     from sensor_msgs.msg import Image
 
     from qwen_vla_ros.nodes import qos
 
-    rclpy.init()
+    # rclpy's own handler would leave publishers that cannot publish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("cameras")
     publishers = [node.create_publisher(Image, topic(view), qos.IMAGE) for view in VIEWS]
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     # Two in turn per camera: one that repeats a picture counts as frozen.
     images = [
-        Image(
-            height=HEIGHT,
-            width=WIDTH,
-            step=3 * WIDTH,
-            encoding="rgb8",
-            data=array.array("B", np.roll(pixels, i).tobytes()),
+        Serialised(
+            Image(
+                height=HEIGHT,
+                width=WIDTH,
+                step=3 * WIDTH,
+                encoding="rgb8",
+                data=array.array("B", np.roll(pixels, i).tobytes()),
+            )
         )
         for i in range(2 * len(VIEWS))
     ]
@@ -64,8 +92,7 @@ def send(seconds: float) -> dict[str, float]:
     for k in range(frames):
         stamp = node.get_clock().now().to_msg()
         for image, publisher in zip(images[k % 2 :: 2], publishers, strict=True):
-            image.header.stamp = stamp
-            publisher.publish(image)
+            publisher.publish(image.at(stamp))
         time.sleep(max(0.0, start + (k + 1) / RATE - time.monotonic()))
     time.sleep(0.5)
     node.destroy_node()

@@ -3,7 +3,8 @@
 
     python -m qwen_vla_ros.bench._timed_policy OUT [--ros-args ...]
 
-Images are decoded and brought to the shipped checkpoint's size as for a model. Writes OUT at its end, JSON:
+Images are decoded and brought to the shipped checkpoint's size as for a model; the constant time holds what
+it takes to make up a chunk. Writes OUT at its end, JSON:
 `arrivals`: capture time to callback of every image [s]; `chunks`: `Passage` by capture time in microseconds.
 """
 
@@ -38,7 +39,7 @@ class Passage:
     Attributes:
         called: the callback of the observation's last image began.
         begun: the thread of the model took it up.
-        ready: its images are decoded, at the size of the model.
+        ready: the model is asked, at its own priority.
         done: the model has answered.
         sent: the chunk is checked and published.
     """
@@ -61,33 +62,28 @@ class _Constant(ScriptedPolicy):
 
     def infer(self, observation: Observation, seed: int | None = None, plan: Any = None) -> Any:
         self.ready = time.time()
-        time.sleep(MODEL_TIME)
+        chunk = super().infer(observation, seed, plan)
+        time.sleep(max(0.0, self.ready + MODEL_TIME - time.time()))
         self.done = time.time()
-        return super().infer(observation, seed, plan)
+        return chunk
 
 
 class _Timed(PolicyNode):
     def __init__(self) -> None:
         super().__init__(load=lambda *_arguments, **_options: _Constant())
-        self._called: dict[tuple[str, int], float] = {}
+        self._calls: dict[tuple[str, int], float] = {}
         self.arrivals: list[float] = []
         self.chunks: dict[int, Passage] = {}
 
-    def configure(self, embodiment: Any) -> None:
-        super().configure(embodiment)
-        keep = self._inbox.keep
-
-        def timed(view: str, message: Any) -> None:
-            now, stamp = time.time(), seconds(message.header.stamp)
-            self._called[view, microseconds(stamp)] = now
-            self.arrivals.append(now - stamp)
-            keep(view, message)
-
-        self._inbox.keep = timed
+    def _on_image(self, view: str, message: Any) -> None:
+        now, stamp = time.time(), seconds(message.header.stamp)
+        self._calls[view, microseconds(stamp)] = now
+        self.arrivals.append(now - stamp)
+        super()._on_image(view, message)
 
     def _infer(self, work: Any, views: Any) -> None:
         times = [
-            self._called[view, microseconds(seconds(message.header.stamp))]
+            self._calls[view, microseconds(seconds(message.header.stamp))]
             for view, message in views.messages.items()
         ]
         begun = time.time()

@@ -17,7 +17,7 @@ SECONDS = 20.0
 
 
 def run() -> list[BenchResult]:
-    """The policy node's own inbox, decoder and processor; every triple of images is prepared."""
+    """The policy node's own inbox, inputs and processor; every triple of images is prepared."""
     environment = _image_traffic.private_environment()
     # The receiver is this process: what the sender gets must hold here, too.
     os.environ.update(
@@ -73,14 +73,16 @@ def _receive(body: Embodiment) -> tuple[list[float], int]:
 
     from qwen_vla_ros.model.presets import build_tiny
     from qwen_vla_ros.nodes import qos
+    from qwen_vla_ros.nodes.inputs import Inputs
     from qwen_vla_ros.nodes.lifecycle import SWITCH_INTERVAL
-    from qwen_vla_ros.nodes.observing import Inbox, NotObserved, decode
+    from qwen_vla_ros.nodes.observing import Inbox, NotObserved
 
     sys.setswitchinterval(SWITCH_INTERVAL)
     _, processor = build_tiny()
     rclpy.init()
     node = rclpy.create_node("policy")
-    inbox = Inbox(body)
+    inbox, inputs = Inbox(body), Inputs(body, processor.resize)
+    arrived = threading.Event()
     arrivals: dict[str, float] = {}
     latencies: list[float] = []
     done = threading.Event()
@@ -88,12 +90,15 @@ def _receive(body: Embodiment) -> tuple[list[float], int]:
     def keep(view: str, message: Image) -> None:
         arrivals[view] = time.perf_counter()
         inbox.keep(view, message)
+        inputs.image(view, message)
+        arrived.set()
+        inbox.compare(view)
 
     def prepare() -> None:
         last = -np.inf
         while not done.is_set():
-            inbox.arrived.wait(0.1)
-            inbox.arrived.clear()
+            arrived.wait(0.1)
+            arrived.clear()
             now = node.get_clock().now().nanoseconds * 1e-9
             try:
                 views = inbox.views(now, 0.0)
@@ -101,9 +106,9 @@ def _receive(body: Embodiment) -> tuple[list[float], int]:
                 continue
             if views.oldest <= last or views.skew > 0:
                 continue
-            last, arrived = views.oldest, max(arrivals.values())
-            processor.images(list(decode(body, views).items()))
-            latencies.append(time.perf_counter() - arrived)
+            last, began = views.oldest, max(arrivals.values())
+            processor.images(list(inputs.of(views)[0].items()))
+            latencies.append(time.perf_counter() - began)
 
     for camera in body.cameras:
         node.create_subscription(Image, camera.topic, lambda m, v=camera.view: keep(v, m), qos.IMAGE)

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from qwen_vla_ros.embodiment import load_embodiment
 
 SECONDS = 15.0
 START = 60.0
-# How long images come in without a task [s].
-REST = 5.0
+# How long images come in without a task [s], and how long processes have before that to find each other.
+REST, SETTLE = 5.0, 3.0
+# Of the robot [s].
+PERIOD = 0.01
 BODY = "aloha_viperx"
 RATES = (500.0, 250.0, 100.0)
 STAGES = (
-    "callback to model's thread",
-    "decode and resize",
+    "image made ready, to the model's thread",
+    "to the model",
     "check and publish",
     "published to first command",
 )
@@ -96,7 +99,7 @@ def _processor_time(process: int) -> float:
 def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[BenchResult]:
     import rclpy
     from rclpy.action import ActionClient
-    from rclpy.qos import QoSProfile
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import JointState
     from std_msgs.msg import Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory
@@ -112,6 +115,7 @@ def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[Be
     rclpy.init()
     node = rclpy.create_node("robot", namespace="bench")
     position = {name: body.posture().get(name, 0.0) for name in body.joints}
+    due, periods = time.monotonic(), 0
     policy: list[PolicyStatus] = []
     stamps: dict[int, float] = {}
     reached: dict[int, float] = {}
@@ -120,11 +124,26 @@ def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[Be
         points = getattr(message, "points", None)
         position.update(zip(group.joints, points[0].positions if points else message.data, strict=True))
 
+    def listen(kind: Any, topic: str, depth: int, hear: Any) -> None:
+        """Hear messages when the robot has time for them; none of them wakes it."""
+        profile = QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
+        subscription = node.create_subscription(
+            kind, topic, lambda message: None, profile, callback_group=alone
+        )
+        heard.append((subscription, hear))
+
     def live() -> None:
-        """One period of the robot; commands do not wake it, or it would take more than what it measures."""
-        for subscription, group in commanded:
-            if (taken := subscription.handle.take_message(subscription.msg_type, False)) is not None:
-                obey(group, taken[0])
+        """One period of the robot, which takes less than what it measures."""
+        nonlocal due, periods
+        due = max(due + PERIOD, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+        periods += 1
+        for subscription, hear in heard:
+            while (taken := subscription.handle.take_message(subscription.msg_type, False)) is not None:
+                hear(taken[0])
+        if periods % 10 == 0:
+            for _ in range(5):
+                rclpy.spin_once(node, timeout_sec=0)
         message = JointState(name=list(position), position=list(position.values()))
         message.header.stamp = node.get_clock().now().to_msg()
         joints.publish(message)
@@ -137,25 +156,22 @@ def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[Be
         stamps[int(message.sequence)] = seconds(message.header.stamp)
 
     joints = node.create_publisher(JointState, body.state.joint_states[0], qos.RELIABLE)
-    newest, alone, commanded = QoSProfile(depth=1, reliability=qos.COMMAND.reliability), inbox.LeftAlone(), []
+    alone, heard = inbox.LeftAlone(), []
     for group in body.actions:
         kind = JointTrajectory if group.controller.type == "joint_trajectory" else Float64MultiArray
-        subscription = node.create_subscription(
-            kind, group.controller.topic, lambda message: None, newest, callback_group=alone
-        )
-        commanded.append((subscription, group))
-    node.create_subscription(ExecutorStatus, "executor_status", follow, qos.LATCHED)
-    node.create_subscription(ActionChunk, "action_chunk", note, qos.RELIABLE)
-    node.create_subscription(PolicyStatus, "policy_status", policy.append, qos.HEARTBEAT)
-    node.create_timer(0.01, live)
+        listen(kind, group.controller.topic, 1, partial(obey, group))
+    listen(ExecutorStatus, "executor_status", 100, follow)
+    listen(ActionChunk, "action_chunk", 100, note)
+    listen(PolicyStatus, "policy_status", 100, policy.append)
     client = ActionClient(node, ExecuteTask, "execute_task")
 
     def wait(condition: Any, timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
-            rclpy.spin_once(node, timeout_sec=0.05)
-            nodes.check()
-            timed.check()
+            live()
+            if periods % 10 == 0:
+                nodes.check()
+                timed.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {timeout} s for {what}")
 
@@ -179,6 +195,7 @@ def _overhead(rate: float, folder: Path, environment: dict[str, str]) -> list[Be
                     START,
                     "policy, executor and images",
                 )
+                pause(SETTLE)
                 busy, began = _processor_time(timed.process_id), time.monotonic()
                 before = list(policy[-1].frames)
                 pause(REST)

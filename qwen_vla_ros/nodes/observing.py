@@ -12,6 +12,7 @@ import numpy as np
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment
+from qwen_vla_ros.embodiment.schema import Camera
 
 from .frozen import same_picture
 from .images import Depth, ImageError, Rgb, encoding_of, to_depth, to_rgb
@@ -57,35 +58,37 @@ class Views:
 
 
 class Inbox:
-    """The newest image and depth of every camera. `keep` is all that an image callback does."""
+    """The newest image and depth of every camera. `keep` and `compare` are for one thread."""
 
     def __init__(self, embodiment: Embodiment):
         self._embodiment = embodiment
         self._lock = threading.Lock()
         self._newest: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
         self._depths: dict[str, Any] = {}
         self._frames = {camera.view: 0 for camera in embodiment.cameras}
         # Capture time of the first message with the newest picture [s].
         self._drawn: dict[str, float] = {}
         self._frozen: dict[str, str] = {}
-        # Set with every image.
-        self.arrived = threading.Event()
 
     def keep(self, view: str, message: Any) -> None:
-        before = self._newest.get(view)
-        new = before is None or not same_picture(before, message)
+        """An image came; `compare` is to follow."""
         with self._lock:
+            self._before[view] = self._newest.get(view)
             self._newest[view] = message
             self._frames[view] += 1
-            if new:
+
+    def compare(self, view: str) -> None:
+        """Find out whether the newest image shows another picture than the one before. It takes its time."""
+        before, message = self._before.pop(view), self._newest[view]
+        if before is None or not same_picture(before, message):
+            with self._lock:
                 self._drawn[view] = seconds(message.header.stamp)
                 self._frozen.pop(view, None)
-        self.arrived.set()
 
     def keep_depth(self, view: str, message: Any) -> None:
         with self._lock:
             self._depths[view] = message
-        self.arrived.set()
 
     @property
     def unheard(self) -> bool:
@@ -112,6 +115,7 @@ class Inbox:
         """Forget images and counts."""
         with self._lock:
             self._newest.clear()
+            self._before.clear()
             self._depths.clear()
             self._frames = dict.fromkeys(self._frames, 0)
             self._drawn.clear()
@@ -193,64 +197,54 @@ def _stale(message: Any, now: float, began: float, max_age: float) -> str | None
     return None
 
 
-def decode(embodiment: Embodiment, views: Views) -> dict[str, Rgb]:
-    """RGB pixels by view, checked and turned as the embodiment says. Shapes (height, width, 3).
+def decode(camera: Camera, message: Any) -> Rgb:
+    """RGB pixels of an image, checked and turned as the embodiment says. Shape (height, width, 3).
 
     Raises:
         NotObserved: IMAGE_INVALID, naming camera, found and expected.
     """
-    cameras = {camera.view: camera for camera in embodiment.cameras}
-    images = {}
-    for view, message in views.messages.items():
-        camera = cameras[view]
-        width, height = camera.size
-        where = f"camera {view} on {camera.topic}"
-        encoding = encoding_of(message)
-        if encoding not in camera.encodings:
-            raise NotObserved(
-                IMAGE_INVALID,
-                f"{where}: encoding {encoding}, expected {' or '.join(camera.encodings)}",
-                lasting=True,
-            )
-        try:
-            rgb = to_rgb(message)
-        except ImageError as error:
-            raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
-        if rgb.shape[:2] != (height, width):
-            raise NotObserved(
-                IMAGE_INVALID,
-                f"{where}: size {rgb.shape[1]}x{rgb.shape[0]}, expected {width}x{height}",
-                lasting=True,
-            )
-        images[view] = _turned(rgb, camera)
-    return images
+    width, height = camera.size
+    where = f"camera {camera.view} on {camera.topic}"
+    encoding = encoding_of(message)
+    if encoding not in camera.encodings:
+        raise NotObserved(
+            IMAGE_INVALID,
+            f"{where}: encoding {encoding}, expected {' or '.join(camera.encodings)}",
+            lasting=True,
+        )
+    try:
+        rgb = to_rgb(message)
+    except ImageError as error:
+        raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
+    if rgb.shape[:2] != (height, width):
+        raise NotObserved(
+            IMAGE_INVALID,
+            f"{where}: size {rgb.shape[1]}x{rgb.shape[0]}, expected {width}x{height}",
+            lasting=True,
+        )
+    return _turned(rgb, camera)
 
 
-def decode_depth(embodiment: Embodiment, views: Views) -> dict[str, Depth]:
-    """Depth [m] by view, NaN where it is unknown, checked and turned as its image. Shapes (height, width).
+def decode_depth(camera: Camera, message: Any) -> Depth:
+    """Depth [m], NaN where it is unknown, checked and turned as its image. Shape (height, width).
 
     Raises:
         NotObserved: IMAGE_INVALID, naming camera, found and expected.
     """
-    cameras = {camera.view: camera for camera in embodiment.cameras}
-    depths = {}
-    for view, message in views.depths.items():
-        camera = cameras[view]
-        width, height = camera.size
-        where = f"depth of camera {view} on {camera.depth}"
-        try:
-            depth = to_depth(message)
-        except ImageError as error:
-            raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
-        if depth.shape != (height, width):
-            raise NotObserved(
-                IMAGE_INVALID,
-                f"{where}: size {depth.shape[1]}x{depth.shape[0]}, expected {width}x{height}, "
-                "registered to the image",
-                lasting=True,
-            )
-        depths[view] = _turned(depth, camera)
-    return depths
+    width, height = camera.size
+    where = f"depth of camera {camera.view} on {camera.depth}"
+    try:
+        depth = to_depth(message)
+    except ImageError as error:
+        raise NotObserved(IMAGE_INVALID, f"{where}: {error}", lasting=True) from error
+    if depth.shape != (height, width):
+        raise NotObserved(
+            IMAGE_INVALID,
+            f"{where}: size {depth.shape[1]}x{depth.shape[0]}, expected {width}x{height}, "
+            "registered to the image",
+            lasting=True,
+        )
+    return _turned(depth, camera)
 
 
 def _turned(pixels: Any, camera: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import math
 import sys
 import threading
@@ -27,8 +28,9 @@ from . import qos
 from .configuration_checkup import check_policy
 from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
+from .inputs import Inputs
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
-from .observing import Inbox, NotObserved, check_chunk, decode, decode_depth
+from .observing import Inbox, NotObserved, Views, check_chunk
 from .priority import DDS, LIFE, claim, go_first, in_turn, run_first
 
 Result = ExecuteTask.Result
@@ -38,6 +40,17 @@ HEARTBEAT_PERIOD = 0.02
 
 # Chunks whose way to the robot tells how many rows the next one will lose.
 DELAYS = 8
+
+# How long before a chunk is due its images are made ready as they come [s]: a camera's period and some more.
+# Earlier ones would be made ready for nothing.
+AHEAD = 0.05
+
+# How often it is looked whether a chunk has fallen due [s].
+LOOK_PERIOD = 0.01
+
+# How long the callback that completes an observation stays out of its way [s]: until the model has it. The
+# callback's thread would keep the interpreter from the model's.
+GIVE_WAY = 0.001
 
 
 @dataclass
@@ -121,12 +134,16 @@ class PolicyNode(BodyNode):
         self._diagnostics: Diagnostics | None = None
         self._policy: Any = None
         self._inbox: Inbox | None = None
+        self._inputs: Inputs | None = None
         self._motion: Motion | None = None
         self._entities: list = []
         self._clockwork: list = []
         self._thread: threading.Thread | None = None
         self._priority = 0
         self._stop = threading.Event()
+        # For the model's thread: there is something to do.
+        self._called = threading.Event()
+        self._thinking = False
         self._work: _Work | None = None
         self._sequence = 0
         self._joints: dict[str, tuple[float, float]] = {}
@@ -162,6 +179,7 @@ class PolicyNode(BodyNode):
             raise ConfigurationError(str(error)) from error
         self._reads_state = embodiment.prompt.state or self._policy.info.reads_state
         self._inbox, self._motion = Inbox(embodiment), Motion(self, embodiment)
+        self._inputs = Inputs(embodiment, self._policy.resize)
         self._outlook = None
         if (self.value("handover") or embodiment.motion.mode) == "rtc":
             from qwen_vla_ros.motion.outlook import Outlook  # ruckig
@@ -175,6 +193,14 @@ class PolicyNode(BodyNode):
         self._find_cameras(embodiment, began + self.value("camera_timeout"))
         check_policy(self, embodiment, self._policy.info.checkpoint)
         self._chunk_publisher = self.create_lifecycle_publisher(ActionChunk, "action_chunk", qos.RELIABLE)
+        # What all chunks have in common.
+        self._chunk = ActionChunk(
+            embodiment=embodiment.name,
+            channels=list(embodiment.layout.names),
+            step=1.0 / embodiment.control_rate,
+            horizon=embodiment.horizon,
+        )
+        self._chunk.header.frame_id = next((g.frame for g in embodiment.actions if hasattr(g, "frame")), "")
         self._status_publisher = self.create_lifecycle_publisher(PolicyStatus, "policy_status", qos.HEARTBEAT)
         info = self._policy.info
         self.get_logger().info(
@@ -183,6 +209,7 @@ class PolicyNode(BodyNode):
 
     def activate(self) -> None:
         self._inbox.clear()
+        self._inputs.clear()
         self._work = None
         self._stop.clear()
         for camera in self.embodiment.cameras:
@@ -190,13 +217,13 @@ class PolicyNode(BodyNode):
                 self.create_subscription(
                     _image_type(camera),
                     camera.topic,
-                    lambda message, view=camera.view: self._inbox.keep(view, message),
+                    partial(self._on_image, camera.view),
                     qos.IMAGE,
                 )
             )
             if camera.depth is not None:
-                keep_depth = partial(self._inbox.keep_depth, camera.view)
-                self._entities.append(self.create_subscription(Image, camera.depth, keep_depth, qos.IMAGE))
+                hear = partial(self._on_depth, camera.view)
+                self._entities.append(self.create_subscription(Image, camera.depth, hear, qos.IMAGE))
         if self._reads_state:
             for topic in self.embodiment.state.joint_states:
                 keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
@@ -231,14 +258,14 @@ class PolicyNode(BodyNode):
         self._entities = []
         self._motion.rest()
         if self._thread is not None:
-            self._inbox.arrived.set()
+            self._called.set()
             self._thread.join()
             self._thread = None
         if self._priority:
             go_first(0)
 
     def cleanup(self) -> None:
-        self._policy = self._inbox = self._motion = None
+        self._policy = self._inbox = self._inputs = self._motion = None
         for name in ("_chunk_publisher", "_status_publisher"):
             publisher = self.__dict__.pop(name, None)
             if publisher is not None:
@@ -283,6 +310,32 @@ class PolicyNode(BodyNode):
 
     # What is heard
 
+    def _on_image(self, view: str, message: Any) -> None:
+        self._inbox.keep(view, message)
+        self._serve(view, message, self._inputs.image)
+        self._inbox.compare(view)
+
+    def _on_depth(self, view: str, message: Any) -> None:
+        self._inbox.keep_depth(view, message)
+        self._serve(view, message, self._inputs.depth)
+
+    def _serve(self, view: str, message: Any, prepare: Callable[[str, Any], None]) -> None:
+        """Make a message ready while the model waits for it, and call its thread once there is all it needs.
+
+        Messages that come while the model is at work cost nothing: most of them are never used.
+        """
+        work, now = self._work, self.now
+        if work is None or work.fault is not None or self._thinking or now < self._due(work) - AHEAD:
+            return
+        prepare(view, message)
+        try:
+            complete = self._find_observation(work, now) is not None
+        except NotObserved:
+            return  # `_beat` says so, and `_think` looks again
+        if complete:
+            self._called.set()
+            time.sleep(GIVE_WAY)
+
     def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
         stamp = seconds(message.header.stamp)
         for name, position in zip(names or message.name, message.position):  # noqa: B905 - the shorter counts
@@ -296,7 +349,7 @@ class PolicyNode(BodyNode):
             self._work = _Work(message.task_id, message.instruction, seconds(message.header.stamp))
         elif work is not None and work.task_id == message.task_id:
             self._work = None
-        self._inbox.arrived.set()
+        self._called.set()
 
     def _on_executor(self, message: ExecutorStatus) -> None:
         if message.sequence != self._followed and math.isfinite(message.capture_to_command):
@@ -404,20 +457,22 @@ class PolicyNode(BodyNode):
     # Inference
 
     def _think(self) -> None:
+        patience = LOOK_PERIOD
         while not self._stop.is_set():
-            # A new image may be what was waited for; the timeout serves chunks that fall due in between.
-            self._inbox.arrived.wait(0.01)
-            self._inbox.arrived.clear()
+            self._called.wait(patience)
+            self._called.clear()
+            patience = LOOK_PERIOD
             work = self._work
             if work is None or work.fault is not None or self._stop.is_set():
                 continue
-            now = self.now
-            if now < work.last_capture + self.embodiment.execute_steps / self.embodiment.control_rate:
-                continue
             try:
-                views = self._inbox.views(now, work.began)
-                if views.oldest <= work.last_capture:
+                now = self.now
+                views = self._find_observation(work, now)
+                if views is None:
+                    if (ahead := self._due(work) - now) > 0:
+                        patience = min(patience, ahead)
                     continue
+                self._thinking = True
                 self._infer(work, views)
             except NotObserved as trouble:
                 if trouble.lasting:
@@ -427,13 +482,31 @@ class PolicyNode(BodyNode):
                     self.get_logger().warning(traceback.format_exc())
                 code = Result.IMAGE_INVALID if isinstance(error, ObservationError) else Result.MODEL_FAULT
                 self._give_up(work, NotObserved(code, f"{type(error).__name__}: {error}", lasting=True))
+            finally:
+                if self._thinking:
+                    # Images that came meanwhile called nobody.
+                    self._thinking = False
+                    self._called.set()
+
+    def _due(self, work: _Work) -> float:
+        """From when on a chunk is wanted [s]."""
+        return work.last_capture + self.embodiment.execute_steps / self.embodiment.control_rate
+
+    def _find_observation(self, work: _Work, now: float) -> Views | None:
+        """What the next chunk is made of; None while none is due, or there is nothing new.
+
+        Raises:
+            NotObserved: See `Inbox.views`.
+        """
+        if now < self._due(work):
+            return None
+        views = self._inbox.views(now, work.began)
+        return views if views.oldest > work.last_capture else None
 
     def _infer(self, work: _Work, views: Any) -> None:
         began = time.perf_counter()
-        images = decode(self.embodiment, views)
-        images = {view: self._policy.resize(view, image) for view, image in images.items()}
+        images, depth = self._inputs.of(views)
         seed = self.value("seed")
-        depth = decode_depth(self.embodiment, views)
         observation = Observation(images, work.instruction, views.oldest, self._state(), depth)
         options = {} if (plan := self._plan(work, views.oldest)) is None else {"plan": plan}
         with in_turn():
@@ -448,9 +521,9 @@ class PolicyNode(BodyNode):
             return  # the task ended meanwhile
         work.chunks += 1
         self._sequence += 1
+        self._publish_chunk(work, views, data)
         if self._outlook is not None:
             self._outlook.note(data, views.oldest)
-        self._publish_chunk(work, views, data)
 
     def _plan(self, work: _Work, stamp: float) -> Continuation | None:
         """What the chunk has to continue: the one before, if it is being followed."""
@@ -464,20 +537,13 @@ class PolicyNode(BodyNode):
         return Continuation(plan.rows, plan.known, min(lost, plan.known))
 
     def _publish_chunk(self, work: _Work, views: Any, data: np.ndarray) -> None:
-        message = ActionChunk(
-            embodiment=self.embodiment.name,
-            task_id=work.task_id,
-            sequence=self._sequence,
-            channels=list(self.embodiment.layout.names),
-            step=1.0 / self.embodiment.control_rate,
-            horizon=len(data),
-            data=data.ravel().tolist(),
-            observation_age=self.now - views.oldest,
-            camera_skew=views.skew,
-            inference_time=work.inference_time,
-        )
+        message = self._chunk
         message.header.stamp = self.stamp(views.oldest)
-        message.header.frame_id = next((g.frame for g in self.embodiment.actions if hasattr(g, "frame")), "")
+        message.task_id, message.sequence = work.task_id, self._sequence
+        # Of a list, each value would be looked at.
+        message.data = array.array("d", data.tobytes())
+        message.observation_age, message.camera_skew = self.now - views.oldest, views.skew
+        message.inference_time = work.inference_time
         self._chunk_publisher.publish(message)
 
     def _state(self) -> np.ndarray | None:

@@ -13,6 +13,8 @@ from qwen_vla_ros.model.fixed import FixedModel, Shape, inverse_of_unit_lower, p
 
 # Of normalised actions, whose range is 2: what float32 sums in another order leave.
 TOLERANCE = 2e-5
+# Of bfloat16, whose steps are 0.4 %, against float32 with the same weights.
+BFLOAT16_TOLERANCE = 0.02
 INSTRUCTIONS = ("reach the red cube", "touch the ball with the left hand")
 VIEWS = ("ego", "cam_wrist")
 # Operations that wait for a value, whose output's shape depends on one, or that copy from the host.
@@ -84,6 +86,31 @@ def test_equals_the_stock_forward(parts, portable: bool, length: str, change: st
         expected = stock(model, processor, instruction, pictures, noise, mask, 3)
         assert float((found - expected).abs().max()) <= TOLERANCE
         assert float(expected.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_stock_forward(parts, blockwise: bool) -> None:
+    model, processor, pictures, _, mask = parts
+    half = model.to(torch.bfloat16)
+    whole = copy.deepcopy(half).float()
+    ids = processor.token_ids(prompt(INSTRUCTIONS[1]), VIEWS)
+    shape = shape_of(processor, ids, VIEWS, 3, len(ids) + 5)
+    fixed = FixedModel(copy.deepcopy(half), shape).eval()
+    if blockwise:  # as on CUDA, which has no solver that a graph could hold
+        fixed._blockwise, fixed._size = True, padded_length(shape.length)
+    found, theirs = [], []
+    for seed in range(8):
+        noise = 0.6 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed))
+        inputs = fixed_inputs(processor, INSTRUCTIONS[1], pictures, shape.length)
+        with torch.no_grad():
+            ours = fixed(inputs["images"], inputs["ids"], noise, mask, inputs["count"])
+        exact = stock(whole, processor, INSTRUCTIONS[1], pictures, noise, mask, 3)
+        found.append(ours.float() - exact)
+        theirs.append(stock(half, processor, INSTRUCTIONS[1], pictures, noise, mask, 3).float() - exact)
+    ours, stocks = torch.stack(found), torch.stack(theirs)
+    assert float(stocks.abs().max()) > 1e-3, "not in 16 bits"
+    assert float(ours.square().mean().sqrt()) <= 1.25 * float(stocks.square().mean().sqrt())
+    assert float(ours.abs().max()) <= BFLOAT16_TOLERANCE
 
 
 class Record(TorchDispatchMode):

@@ -21,7 +21,7 @@ from qwen_vla_ros.embodiment import list_embodiments, load_embodiment
 from qwen_vla_ros.motion.follower import Follower, JointCommand
 from qwen_vla_ros.nodes.controllers import TopicWriter, UnsupportedController, make_writer
 from qwen_vla_ros.nodes.images import depth_to_message, rgb_to_encoding
-from qwen_vla_ros.nodes.observing import Inbox, NotObserved, Views, decode, decode_depth
+from qwen_vla_ros.nodes.observing import Inbox, NotObserved, decode, decode_depth
 
 ACTIONS = ("follow_joint_trajectory", "gripper_command", "parallel_gripper_command")
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -38,7 +38,7 @@ def with_camera(tmp_path, text):
 def test_images_are_turned_clockwise(tmp_path, degrees):
     body = with_camera(tmp_path, f"\n    rotate: {degrees}")
     message = rgb_to_encoding(RGB, "rgb8", Header())
-    seen = decode(body, Views({"ego": message}, 0.0, 0.0))["ego"]
+    seen = decode(body.cameras[0], message)
     assert seen.flags["C_CONTIGUOUS"]
     # The upper left corner of the published image, seen from the turned one.
     corner = {0: (0, 0), 90: (0, -1), 180: (-1, -1), 270: (-1, 0)}[degrees]
@@ -50,11 +50,11 @@ def test_depth_is_turned_as_its_image_and_refused_at_another_size(tmp_path):
     body = with_camera(tmp_path, "\n    depth: camera/ego/depth\n    rotate: 90")
     depth = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
     message = depth_to_message(depth, Header())
-    seen = decode_depth(body, Views({}, 0.0, 0.0, {"ego": message}))["ego"]
+    seen = decode_depth(body.cameras[0], message)
     np.testing.assert_array_equal(seen, np.rot90(depth, -1))
     small = depth_to_message(depth[:, :3], Header())
     with pytest.raises(NotObserved, match="depth of camera ego on camera/ego/depth: size 3x4, expected 6x4"):
-        decode_depth(body, Views({}, 0.0, 0.0, {"ego": small}))
+        decode_depth(body.cameras[0], small)
 
 
 def test_depth_is_as_fresh_as_its_image_or_there_is_no_observation(tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -127,6 +128,62 @@ def test_depth_reaches_the_policy_and_is_missed_like_an_image(stack, tmp_path):
     fault = stack.wait_for(faults, 20.0, "a fault")[0]
     assert fault.code == Result.CAMERA_STALE
     assert fault.message.startswith("depth of camera ego on camera/ego/depth: newest image is")
+    assert policy.end() == 0
+
+
+def show_images(stack, period: float) -> list[float]:
+    """Publish another picture every so often. Returns the stamps [s], a growing list."""
+    width, height = PANDA.cameras[0].size
+    camera = stack.node.create_publisher(Image, stack.name(CAMERA), qos.IMAGE)
+    rng, sent = np.random.default_rng(0), []
+
+    def show() -> None:
+        header = Header(stamp=stack.node.get_clock().now().to_msg())
+        rgb = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        camera.publish(rgb_to_encoding(rgb, "rgb8", header))
+        sent.append(seconds(header.stamp))
+
+    stack.node.call_in_loop(lambda: stack.node.create_timer(period, show))
+    return sent
+
+
+def begin_task(stack) -> None:
+    tasks = stack.node.create_publisher(Task, stack.name("task"), qos.LATCHED)
+    stack.wait_for(lambda: stack.policy, 40.0, "policy_status")
+    task = Task(task_id=7, active=True, instruction="go")
+    task.header.stamp = stack.node.get_clock().now().to_msg()
+    tasks.publish(task)
+
+
+def test_images_that_no_chunk_is_made_of_are_not_decoded(stack):
+    """Many more come than a slow model takes."""
+    sent = show_images(stack, 0.02)
+    policy = stack.policy_double("slow", use_sim_time=False)
+    begin_task(stack)
+    stack.wait_for(lambda: len(stack.chunks) >= 6, 30.0, "chunks")
+    home = np.array([PANDA.home[joint] for joint in PANDA.joints])
+    # The double's statistics are 0.2 to both sides of home.
+    ready = [
+        round(100 * float(np.mean(np.reshape(c.data, (c.horizon, -1)) - home)) / 0.2) for c in stack.chunks
+    ]
+    stamps = [seconds(c.header.stamp) for c in stack.chunks]
+    came = [sum(a < s <= b for s in sent) for a, b in pairwise(stamps)]
+    assert all(1 <= used < came / 3 for used, came in zip(ready[1:], came, strict=True)), (ready, came)
+    assert policy.end() == 0
+
+
+def test_an_image_that_was_waited_for_calls_the_model(stack, tmp_path):
+    text = (resources.embodiments_directory() / "franka_panda.yaml").read_text()
+    body = tmp_path / "franka_panda.yaml"
+    # A chunk is due 0.1 s after the last one's image, an image comes 0.25 s after it.
+    body.write_text(text.replace(f"execute_steps: {PANDA.execute_steps}", "execute_steps: 1"))
+    sent = show_images(stack, 0.25)
+    policy = stack.policy_double("patient", str(body), use_sim_time=False)
+    begin_task(stack)
+    stack.wait_for(lambda: len(stack.chunks) >= 6, 30.0, "chunks")
+    stamps = [seconds(c.header.stamp) for c in stack.chunks]
+    assert len(set(stamps)) == len(stamps)
+    assert set(stamps) <= set(sent)
     assert policy.end() == 0
 
 

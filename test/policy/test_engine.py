@@ -83,6 +83,22 @@ def test_other_shapes_run_without_it_and_say_so(pair, caplog) -> None:
     assert len(told) == 1
 
 
+def test_what_cannot_be_traced_runs_operation_by_operation_and_says_so(pair, caplog, monkeypatch) -> None:
+    def refuse(*_args, **_options):
+        raise RuntimeError("an operation that no graph can hold")
+
+    monkeypatch.setattr("torch.jit.trace", refuse)
+    folder = resources.checkpoints_directory() / "qwen_vla_tiny"
+    policy = load_policy(folder, "cpu", threads=1, backend="engine")
+    with caplog.at_level(logging.WARNING):
+        policy.configure(load_embodiment("franka_panda"))
+    assert policy.info.details["engine"] == "operation by operation"
+    told = "cannot be traced, runs operation by operation: an operation that no graph can hold"
+    assert [record.message for record in caplog.records].count(told) == 1
+    found, expected = policy.infer(observe(6), seed=6), pair[1].infer(observe(6), seed=6)
+    assert np.abs(found - expected).max() <= TOLERANCE
+
+
 def test_a_plan_is_continued_without_it(pair) -> None:
     body = load_embodiment("franka_panda")
     rows = np.tile(np.mean([pair[0].statistics.q01, pair[0].statistics.q99], axis=0), (body.horizon, 1))
