@@ -24,6 +24,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 from . import qos
 from .announcer import Announcer
 from .base_pose import MESSAGES, flat_pose
+from .cdr import JointStateReader
 from .conductor import Conductor, Patience
 from .configuration_checkup import check_executor
 from .controllers import UnsupportedController, Writer, make_writer
@@ -280,7 +281,8 @@ class ExecutorNode(BodyNode):
         inbox, watchdog = self._inbox, self._watchdog
         for topic in embodiment.state.joint_states:
             names = embodiment.state.joint_names.get(topic)
-            inbox.listen(JointState, topic, partial(watchdog.hear_joints, names=names), qos.SENSOR)
+            hear = partial(watchdog.hear_joints, names=names)
+            inbox.listen(JointState, topic, hear, qos.SENSOR, read=JointStateReader())
         base = embodiment.state.base
         if base is not None and self._follower.needs_pose:
             inbox.listen(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 
 # Messages of one topic that are taken at once: more than any queue here holds, and an end.
@@ -28,8 +29,8 @@ class Inbox:
     def __init__(self, node: Node):
         self._node, self._group = node, LeftAlone()
         self._heard: list[Subscription] = []
-        self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
-        self._urgent: list[tuple[Subscription, Callable[[Any], None]]] = []
+        self._slots: list[_Slot] = []
+        self._urgent: list[_Slot] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
         self._looked = -math.inf
 
@@ -41,11 +42,13 @@ class Inbox:
         profile: QoSProfile,
         count: Callable[[int], None] | None = None,
         urgent: bool = False,
+        read: Callable[[bytes], Any] | None = None,
     ) -> None:
         """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
 
         The latter where the middleware knows; the log says where it does not. Without `hear`, messages are
-        not even taken. What is urgent is looked for whenever `take` is called.
+        not even taken. What is urgent is looked for whenever `take` is called. `read` makes of a serialised
+        message what is told, the message itself if it is left out.
         """
         make = partial(
             self._node.create_subscription, kind, topic, _ignore, profile, callback_group=self._group
@@ -58,7 +61,10 @@ class Inbox:
             subscription = make()
         self._heard.append(subscription)
         if hear is not None:
-            (self._urgent if urgent else self._slots).append((subscription, hear))
+            # Serialised: to make room for a message costs more than to find that there is none.
+            take = partial(subscription.handle.take_message, kind, True)
+            slot = _Slot(take, read or partial(deserialize_message, message_type=kind), hear)
+            (self._urgent if urgent else self._slots).append(slot)
         for event in subscription.event_handlers:
             if event.callback is count:
                 event.add_to_wait_set(_NO_WAITING)
@@ -89,13 +95,21 @@ def _ignore(message: Any) -> None:
     """For rclpy, which never calls it: the group is left alone."""
 
 
-def _tell(slots: list[tuple[Subscription, Callable[[Any], None]]]) -> None:
-    for subscription, hear in slots:
+class _Slot(NamedTuple):
+    """One topic: how a message is taken, read and told."""
+
+    take: Callable[[], tuple[bytes, Any] | None]
+    read: Callable[[bytes], Any]
+    hear: Callable[[Any], None]
+
+
+def _tell(slots: list[_Slot]) -> None:
+    for take, read, hear in slots:
         for _ in range(MOST):
-            taken = subscription.handle.take_message(subscription.msg_type, False)
+            taken = take()
             if taken is None:
                 break
-            hear(taken[0])
+            hear(read(taken[0]))
 
 
 class LeftAlone(CallbackGroup):
