@@ -67,7 +67,7 @@ class JointGuard:
         path[:3], path[3] = self._path[1:], position
         used = np.abs(self._quotients @ (path - path[2]))
         used[0] = np.maximum(self._lower - path[3], path[3] - self._upper)
-        if not (used <= self._allowed).all():  # so for NaN, too
+        if np.count_nonzero(used <= self._allowed) != used.size:  # so for NaN, too
             if not np.isfinite(path[3]).all():
                 raise MotionError(f"command of {', '.join(self._names)} is not finite: {path[3].tolist()}")
             order = int(np.argmax((used > self._allowed).any(axis=1)))

@@ -58,13 +58,18 @@ class JointTracker:
         # How long after a plan the states are due for which it is followed. Shape (m, 1).
         most = max(1, int(PLAN_PERIOD / period * (1 + 1e-9)))
         self._times = period * np.arange(1, most + 1)[:, None]
+        self._due = self._times[:, 0].tolist()
         # Those that are left, the next one last; the one that was taken; what of the set-point was clamped.
         self._ahead: list[AxisState] = []
         self._stepped: AxisState | None = None
         self._clamped = np.zeros(n, dtype=bool)
         self._lowest, self._highest = limits.lower - POSITION_TOLERANCE, limits.upper + POSITION_TOLERANCE
-        self._target_velocity = limits.velocity * VELOCITY_MARGIN
-        self._most_acceleration = limits.acceleration * (1 + 1e-9)
+        # Of set-points: position and velocity. Shapes (2, n).
+        slow = limits.velocity * VELOCITY_MARGIN
+        self._low, self._high = np.array([limits.lower, -slow]), np.array([limits.upper, slow])
+        # Of states: any number, velocity and acceleration. Shape (3, n).
+        numbers = np.full(n, np.finfo(float).max)
+        self._most = np.array([numbers, limits.velocity, limits.acceleration * (1 + 1e-9)])
         self.reset(np.clip(np.zeros(n), limits.lower, limits.upper))
 
     def reset(self, position) -> None:
@@ -100,19 +105,16 @@ class JointTracker:
             raise ValueError(
                 f"set-point shapes {position.shape}, {velocity.shape}, expected ({len(self.limits)},)"
             )
+        asked = np.array([position, velocity])
         # The sum is quick, and may overflow.
-        if not math.isfinite(position.sum() + velocity.sum()) and not (
-            np.isfinite(position).all() and np.isfinite(velocity).all()
-        ):
+        if not math.isfinite(np.add.reduce(asked, axis=None)) and not np.isfinite(asked).all():
             raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
-        inside = np.minimum(np.maximum(position, self.limits.lower), self.limits.upper)
-        slow = np.minimum(np.maximum(velocity, -self._target_velocity), self._target_velocity)
+        target = np.minimum(np.maximum(asked, self._low), self._high)
         # At a position bound the only velocity that stays inside is zero.
-        within = inside == position
-        slow = np.where(within, slow, 0.0)
-        self._clamped = ~within | (slow != velocity)
+        np.copyto(target[1], 0.0, where=target[0] != position)
+        self._clamped = np.logical_or.reduce(target != asked)
         if not self.goes_on:
-            states = self._safe(self._towards(inside, slow))
+            states = self._safe(self._towards(target))
             self._ahead = [AxisState(*state) for state in states[::-1]]
         return self.go_on()
 
@@ -138,7 +140,7 @@ class JointTracker:
         Only the next one where such an axis moves: it looks for a way again from there.
         """
         here = self._here
-        if here[1:, ~kept].any():
+        if np.count_nonzero(here[1:, ~kept]):
             braking = self._brake.step(self.state, self.period)
             here = np.array([braking.position, braking.velocity, braking.acceleration])
             states = states[:1]
@@ -147,7 +149,8 @@ class JointTracker:
     def _safe(self, states: np.ndarray) -> np.ndarray:
         """As many of the states to come as the brake keeps inside the bounds from, one at least."""
         reach = self._brake.reach(states[:, 1], states[:, 2])
-        if ((states[:, 0] - reach >= self._lowest) & (states[:, 0] + reach <= self._highest)).all():
+        inside = (states[:, 0] - reach >= self._lowest) & (states[:, 0] + reach <= self._highest)
+        if np.count_nonzero(inside) == inside.size:
             return states
         before = self.state.position
         for k, state in enumerate(states):
@@ -163,32 +166,57 @@ class JointTracker:
             before = state[0]
         return states
 
-    def _towards(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-        """States on the way to a set-point, a period from one to the next. Shape (m, 3, n)."""
+    def _towards(self, target: np.ndarray) -> np.ndarray:
+        """States on the way to a position and velocity, shape (2, n), a period from one to the next.
+
+        Shape (m, 3, n).
+        """
         state = self.state
         self._here = np.array([state.position, state.velocity, state.acceleration])
-        arrived = np.zeros(len(position), dtype=bool)
-        for axis in np.flatnonzero(velocity == 0).tolist():
-            arrived[axis] = self._arrived(axis, position[axis])
-        todo, late = ~arrived, np.zeros_like(arrived)
-        in_time = False
-        if todo.any() and self._plan_all(todo, position, velocity):
-            in_time = self._all_plan.duration <= self._in_time
-            if not in_time:
-                late = todo & (np.array(self._all_plan.independent_min_durations) > self._in_time)
-                todo = todo & ~late
-                # Without a late axis some duration is impossible to one of them: each for itself.
-                again = late.any() and todo.any() and self._plan_all(todo, position, velocity)
-                in_time = again and self._all_plan.duration <= self._in_time
+        # Numbers and truths of few axes are quicker as lists.
+        goals, speeds = target.tolist()
+        now = self._now = self._here.tolist()
+        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
+        # brake ends it.
+        arrived = [
+            v == 0.0 and abs(p - at) < 1e-8 and abs(moves) < 1e-6 and abs(speeds_up) < 1e-3
+            for p, v, at, moves, speeds_up in zip(goals, speeds, *now, strict=True)
+        ]
+        todo, late, in_time = [not done for done in arrived], [False] * len(arrived), False
+        if not all(arrived):
+            parameters, plan = self._all_input, self._all_plan
+            (
+                parameters.current_position,
+                parameters.current_velocity,
+                parameters.current_acceleration,
+            ) = now
+            parameters.target_position, parameters.target_velocity = goals, speeds
+            if self._plan_all(todo):
+                in_time = plan.duration <= self._in_time
+                if not in_time:
+                    late = [
+                        asked and needs > self._in_time
+                        for asked, needs in zip(todo, plan.independent_min_durations, strict=True)
+                    ]
+                    todo = [asked and not too for asked, too in zip(todo, late, strict=True)]
+                    # Without a late axis some duration is impossible to one of them: each for itself.
+                    in_time = (
+                        any(late) and any(todo) and self._plan_all(todo) and plan.duration <= self._in_time
+                    )
         if in_time:
-            states = self._along(self._all_plan)
-            sound = todo & self._within(states)
+            states, sought = self._along(plan), np.array(todo)
         else:
-            states = np.repeat(self._here[None], len(self._times), axis=0)
-            sound = np.zeros((len(states), len(todo)), dtype=bool)
-        missing = ~(arrived | sound[0])
-        if missing.any():
-            self._each_for_itself(missing, late, position, velocity, states, sound)
+            states, sought = np.repeat(self._here[None], len(self._times), axis=0), np.zeros(len(todo), bool)
+        if any(late) and self._plan_late(late, target):
+            states, lasts = self._catching_up(states, np.array(late), target[1])
+            sound = self._within(states) & (sought | lasts)
+        else:
+            sound = self._within(states) & sought
+        if np.count_nonzero(sound) == sound.size:
+            return states
+        for axis, found in enumerate(sound[0].tolist()):
+            if not (found or arrived[axis]):
+                self._alone(axis, goals[axis], speeds[axis], late[axis], states, sound)
         found = sound[0]
         if len(states) > 1:
             lost = (sound != found).any(axis=1)
@@ -196,85 +224,56 @@ class JointTracker:
                 states = states[:1]
             elif lost.any():
                 states = states[: int(np.argmax(lost))]
-        return states if found.all() else self._or_brake(states, found)
+        return self._or_brake(states, found)
 
-    def _each_for_itself(
-        self,
-        missing: np.ndarray,
-        late: np.ndarray,
-        position: np.ndarray,
-        velocity: np.ndarray,
-        states: np.ndarray,
-        sound: np.ndarray,
+    def _catching_up(
+        self, states: np.ndarray, late: np.ndarray, frame: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """States with those of `_plan_late` in its axes, and where that plan lasts. Shapes (m, 3, n), (m, n)."""
+        way = self._along(self._late_plan)
+        way[:, 0] += frame * self._times
+        way[:, 1] += frame
+        lasts = np.array(self._late_plan.independent_min_durations) >= self._times
+        return np.where(late, way, states), late & lasts
+
+    def _alone(
+        self, axis: int, position: float, velocity: float, late: bool, states: np.ndarray, sound: np.ndarray
     ) -> None:
-        """Fill in the states of axes that need plans of their own, and where these are sound."""
-        behind = missing & late
-        if behind.any() and self._plan_late(behind, position, velocity):
-            way = self._along(self._late_plan)
-            way[:, 0] += velocity * self._times
-            way[:, 1] += velocity
-            lasts = np.array(self._late_plan.independent_min_durations) >= self._times
-            met = behind & lasts & self._within(way)
-            np.copyto(states, way, where=behind)
-            sound |= met
-            missing = missing & ~met[0]
-        for axis in np.flatnonzero(missing).tolist():
-            frame = self._plan_own(axis, position[axis], velocity[axis], bool(late[axis]))
-            if frame is None:
-                continue
-            way = self._along(self._plan)[:, :, 0]
-            way[:, 0] += frame * self._times[:, 0]
+        """Fill in states of an axis by a plan for it alone, where there is one, and where they are sound."""
+        frame = self._plan_own(axis, position, velocity, late)
+        if frame is not None:
+            way, times = self._along(self._plan)[:, :, 0], self._times[:, 0]
+            way[:, 0] += frame * times
             way[:, 1] += frame
             states[:, :, axis] = way
-            sound[:, axis] = (self._plan.duration >= self._times[:, 0]) & self._within(states)[:, axis]
+            sound[:, axis] = (self._plan.duration >= times) & self._within(states)[:, axis]
 
     def _along(self, plan: ruckig.Trajectory) -> np.ndarray:
         """What a plan says for the times when states are due. Shape (m, 3, n)."""
-        return np.array([plan.at_time(time) for time in self._times[:, 0].tolist()])
+        return np.array([plan.at_time(time) for time in self._due])
 
     def _within(self, states: np.ndarray) -> np.ndarray:
         """Where states, shape (m, 3, n), are finite and keep velocity and acceleration. Shape (m, n)."""
         # False for NaN, too.
-        size = np.abs(states)
-        return (
-            (size[:, 1] <= self.limits.velocity)
-            & (size[:, 2] <= self._most_acceleration)
-            & (size[:, 0] < np.inf)
-        )
+        return np.logical_and.reduce(np.abs(states) <= self._most, axis=1)
 
-    def _arrived(self, axis: int, position: float) -> bool:
-        # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
-        # brake ends it.
-        state = self.state
-        return (
-            abs(position - state.position[axis]) < 1e-8
-            and abs(state.velocity[axis]) < 1e-6
-            and abs(state.acceleration[axis]) < 1e-3
-        )
-
-    def _plan_all(self, axes: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> bool:
+    def _plan_all(self, axes: list[bool]) -> bool:
         """Plan some axes together, to arrive at the horizon or as soon after as all of them can."""
-        parameters, state = self._all_input, self.state
-        parameters.enabled = axes.tolist()
-        parameters.current_position = state.position.tolist()
-        parameters.current_velocity = state.velocity.tolist()
-        parameters.current_acceleration = state.acceleration.tolist()
-        parameters.target_position, parameters.target_velocity = position.tolist(), velocity.tolist()
-        return _calculated(self._all_planner, parameters, self._all_plan)
+        self._all_input.enabled = axes
+        return _calculated(self._all_planner, self._all_input, self._all_plan)
 
-    def _plan_late(self, axes: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> bool:
+    def _plan_late(self, axes: list[bool], target: np.ndarray) -> bool:
         """Plan axes that cannot meet their set-points in time, as soon as each can.
 
         The fastest plan to a state in motion may back away from it for a run-up; so the set-point is met on its
         way, planned in the frame that moves with it.
         """
-        parameters, state, limit = self._late_input, self.state, self.limits.velocity
-        parameters.enabled = axes.tolist()
+        parameters, limit, (position, velocity) = self._late_input, self.limits.velocity, target
+        parameters.enabled = axes
         parameters.max_velocity = (limit - velocity).tolist()
         parameters.min_velocity = (-limit - velocity).tolist()
-        parameters.current_position = state.position.tolist()
-        parameters.current_velocity = (state.velocity - velocity).tolist()
-        parameters.current_acceleration = state.acceleration.tolist()
+        parameters.current_position, _, parameters.current_acceleration = self._now
+        parameters.current_velocity = (self._here[1] - velocity).tolist()
         parameters.target_position = (position - velocity * self.horizon).tolist()
         return _calculated(self._all_planner, parameters, self._late_plan)
 
@@ -294,12 +293,11 @@ class JointTracker:
 
     def _plan_axis(self, axis: int, position: float, velocity: float, frame: float) -> bool:
         """Plan to a position and velocity in a frame that moves with velocity `frame` and is at 0 now."""
-        limit, state = self.limits.velocity[axis], self.state
+        limit, (at, moves, speeds_up) = self.limits.velocity[axis], self._here[:, axis]
         parameters = self._inputs[axis]
         parameters.max_velocity, parameters.min_velocity = [limit - frame], [-limit - frame]
-        parameters.current_position = [state.position[axis]]
-        parameters.current_velocity = [state.velocity[axis] - frame]
-        parameters.current_acceleration = [state.acceleration[axis]]
+        parameters.current_position, parameters.current_velocity = [at], [moves - frame]
+        parameters.current_acceleration = [speeds_up]
         parameters.target_position, parameters.target_velocity = [position], [velocity]
         return _calculated(self._planner, parameters, self._plan)
 
