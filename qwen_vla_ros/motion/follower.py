@@ -331,6 +331,22 @@ class Follower:
                 group.step(setpoint.position[inner], setpoint.velocity[inner], pose)
         return self._commands()
 
+    def prepare(self, now: float) -> None:
+        """Plan what a `step` at `now`, a period from here, will do: it then is quick, and commands are even.
+
+        The set-point at the end of its look-ahead is known: no chunk that comes meanwhile can change it.
+
+        Raises:
+            MotionError: see `step`.
+        """
+        if self._moved is None or self._moved.goes_on:
+            return
+        ahead = self.timeline.sample(now + self._look_ahead)
+        for group, inner in self._asked:
+            if isinstance(group, JointGroup):
+                group.lead(ahead.position[inner], ahead.velocity[inner])
+        self._moved.prepare()
+
     def brake(self) -> list[Command]:
         """Commands for the next period on the fastest way to rest that the limits allow.
 

@@ -92,6 +92,10 @@ class Joints:
     def resting(self) -> bool:
         return self.tracker.state.resting
 
+    @property
+    def goes_on(self) -> bool:
+        return self.tracker.goes_on
+
     def start(self, part: slice, position: np.ndarray) -> None:
         """A group rests at a position. Shape (n,)."""
         whole = self.tracker.state.position.copy()
@@ -105,7 +109,7 @@ class Joints:
 
     def go_on(self) -> bool:
         """Go on along the plan next, where it lasts: no group need say where to, and none would be heard."""
-        if self.tracker.goes_on:
+        if self.goes_on:
             self._next = self.tracker.go_on
             return True
         return False
@@ -121,6 +125,10 @@ class Joints:
             MotionError: not even braking can be computed.
         """
         self._next()
+
+    def prepare(self) -> None:
+        """Plan the next period, as the groups aim now. Raises as `advance` does."""
+        self.tracker.prepare(self._position, self._velocity)
 
     def _step(self) -> None:
         self.tracker.step(self._position, self._velocity)

@@ -99,6 +99,20 @@ class JointTracker:
             ValueError: when the set-point is not finite; the state is unchanged.
             MotionError: when not even braking can be computed.
         """
+        target = self._within_limits(position, velocity)
+        if not self.goes_on:
+            self._plan_to(target)
+        return self.go_on()
+
+    def prepare(self, position, velocity) -> None:
+        """Do what `step` towards the same set-point would, but move: it then only takes what was planned.
+
+        Raises as `step` does.
+        """
+        self._plan_to(self._within_limits(position, velocity))
+
+    def _within_limits(self, position, velocity) -> np.ndarray:
+        """A set-point, clamped. Shape (2, n)."""
         position = np.asarray(position, dtype=float)
         velocity = np.zeros_like(position) if velocity is None else np.asarray(velocity, dtype=float)
         if position.shape != self.limits.lower.shape or velocity.shape != position.shape:
@@ -113,14 +127,15 @@ class JointTracker:
         # At a position bound the only velocity that stays inside is zero.
         np.copyto(target[1], 0.0, where=target[0] != position)
         self._clamped = np.logical_or.reduce(target != asked)
-        if not self.goes_on:
-            states = self._safe(self._towards(target))
-            self._ahead = [AxisState(*state) for state in states[::-1]]
-        return self.go_on()
+        return target
+
+    def _plan_to(self, target: np.ndarray) -> None:
+        states = self._safe(self._towards(target))
+        self._ahead, self._stepped = [AxisState(*state) for state in states[::-1]], self.state
 
     @property
     def goes_on(self) -> bool:
-        """Whether the next period is a part of the plan that was made for the last one."""
+        """Whether the next period has been planned."""
         return bool(self._ahead) and self.state is self._stepped
 
     def go_on(self) -> AxisState:

@@ -249,8 +249,8 @@ class Conductor:
             written = self.now
             self._capture_to_command = written - self.follower.timeline.stamp
             self._health.commanded(self._capture_to_command, written)
-            self._announcer.feedback(task, self.state, self._capture_to_command, written)
             self.say_status()
+        self.follower.prepare(now + self.follower.period)
 
     def _accept(self, task: ActiveTask, now: float) -> bool:
         """Take the waiting chunk; False, with the reason dealt with, when it cannot be followed."""

@@ -209,7 +209,7 @@ class TopicWriter:
     @property
     def connected(self) -> bool:
         """Somebody subscribes to the topic."""
-        return self._publisher.get_subscription_count() > 0
+        return self._publisher.handle.get_subscription_count() > 0
 
     def write(self, command: Command, stamp: Any) -> None:
         """Publish it; a set-point that is held is said again every `REPEAT_PERIOD` only."""

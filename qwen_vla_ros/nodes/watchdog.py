@@ -282,8 +282,7 @@ class Watchdog:
         for stamp in {stamp for stamp in self._stamp.tolist() if not math.isnan(stamp)}:
             row = next((row for told, row in reversed(self._commands) if told <= stamp), None)
             if row is not None:
-                of = self._stamp == stamp
-                found[of] = row[of]
+                np.copyto(found, row, where=self._stamp == stamp)
         return found
 
     def _find_in_policy(self, task_id: int, chunks: int) -> Trouble | None:
