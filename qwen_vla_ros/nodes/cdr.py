@@ -16,12 +16,14 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 
+from qwen_vla_ros.msg import PolicyStatus
+
 # What CDR in this machine's byte order begins with.
 NATIVE = b"\x00\x01" if sys.byteorder == "little" else b"\x00\x00"
 # Bytes before what is aligned; and of them and a header's stamp.
 PREFIX, STAMPED = 4, 12
 
-_STAMP = struct.Struct("=iI")
+_STAMP, _TASK_ID = struct.Struct("=iI"), struct.Struct("=Q")
 
 
 class Mould:
@@ -117,10 +119,58 @@ class JointStateReader:
         return Joints(Header(Stamp(stamp.sec, stamp.nanosec)), self._names, position)
 
 
+class PolicyWord(NamedTuple):
+    """What the executor uses of a PolicyStatus."""
+
+    state: int
+    code: int
+    message: str
+    embodiment: str
+    task_id: int
+
+
+class PolicyStatusReader:
+    """Reads serialised PolicyStatuses; most say the same but for their stamp and figures."""
+
+    def __init__(self) -> None:
+        # Of the last message: what stands between the stamp and the end of what is used, and what it says.
+        self._said, self._word = b"", PolicyWord(0, 0, "", "", 0)
+
+    def __call__(self, data: bytes) -> PolicyWord:
+        if self._said and data[:2] == NATIVE and data[STAMPED : STAMPED + len(self._said)] == self._said:
+            return self._word
+        message = deserialize_message(data, PolicyStatus)
+        self._word = PolicyWord(*(getattr(message, name) for name in PolicyWord._fields))
+        end = _task_id_end(message)
+        known = data[:2] == NATIVE and data[end - 8 : end] == _TASK_ID.pack(message.task_id)
+        self._said = data[STAMPED:end] if known else b""
+        return self._word
+
+
+# Where fields end in CDR, from behind the prefix: what has a size is aligned by it.
+
+
+def _aligned(at: int, size: int) -> int:
+    return -(-at // size) * size
+
+
+def _after(at: int, text: str) -> int:
+    """Behind a text: its length, itself, a zero."""
+    return _aligned(at, 4) + 4 + len(text.encode()) + 1
+
+
 def _positions_begin(message: JointState) -> int:
     """Where in its CDR the positions of a message begin."""
-    at = STAMPED - PREFIX
-    for text in (message.header.frame_id, None, *message.name):
-        # A length, and text with a zero at its end; of the list of names the length alone.
-        at = -(-at // 4) * 4 + 4 + (0 if text is None else len(text.encode()) + 1)
-    return PREFIX + -(-(-(-at // 4) * 4 + 4) // 8) * 8
+    at = _aligned(_after(STAMPED - PREFIX, message.header.frame_id), 4) + 4
+    for name in message.name:
+        at = _after(at, name)
+    return PREFIX + _aligned(_aligned(at, 4) + 4, 8)
+
+
+def _task_id_end(message: PolicyStatus) -> int:
+    """Where in its CDR the task of a message ends."""
+    at = _after(STAMPED - PREFIX, message.header.frame_id) + 1
+    at = _aligned(at, 2) + 2
+    for text in (message.message, message.embodiment, message.checkpoint):
+        at = _after(at, text)
+    return PREFIX + _aligned(at, 8) + 8

@@ -16,6 +16,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, Motion
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 
 from .announcer import Announcer
+from .constants import State
 from .controllers import Writer
 from .executor_health import ExecutorHealth
 from .goals import ActiveTask, end_goal
@@ -23,7 +24,6 @@ from .lifecycle import BodyNode, seconds
 from .watchdog import Trouble, Watchdog
 
 Result = ExecuteTask.Result
-State = ExecutorStatus
 
 # How long the clock may stand still during a task, wall time [s].
 CLOCK_PATIENCE = 5.0

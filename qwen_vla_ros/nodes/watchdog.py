@@ -17,7 +17,8 @@ from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.motion.follower import Command, Follower, JointCommand
 from qwen_vla_ros.msg import PolicyStatus
 
-from .cdr import Joints
+from .cdr import Joints, PolicyWord
+from .constants import PolicyState
 from .controllers import Writer
 from .heartbeat import Heartbeat
 from .lifecycle import seconds
@@ -97,7 +98,7 @@ class Watchdog:
             embodiment.stop.heartbeat_timeout, policy_lease, 1.0 / embodiment.command_rate
         )
         self._astray_since = math.nan
-        self.policy: PolicyStatus | None = None
+        self.policy: PolicyStatus | PolicyWord | None = None
         self.rivals: dict[str, list[str]] = {}
 
     # What is heard
@@ -137,7 +138,7 @@ class Watchdog:
             self._oldest, self._newest = oldest, float(self._stamp.max())
             self._follower.joints.add(stamp, self._value)
 
-    def hear_policy(self, message: PolicyStatus) -> None:
+    def hear_policy(self, message: PolicyStatus | PolicyWord) -> None:
         self.heartbeat.hear()
         self.policy = message
 
@@ -295,9 +296,9 @@ class Watchdog:
                 f"the policy serves embodiment {policy.embodiment!r}, the executor {body.name!r}",
             )
         if policy.task_id == task_id:
-            if policy.state == PolicyStatus.STATE_FAULT:
+            if policy.state == PolicyState.STATE_FAULT:
                 return Trouble(policy.code or Result.MODEL_FAULT, policy.message)
-            if policy.state == PolicyStatus.STATE_WAITING and chunks:
+            if policy.state == PolicyState.STATE_WAITING and chunks:
                 return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
         return None
 
