@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import ruckig
 
-
 # By rounding [fraction].
 _MORE = 1 + 1e-9
 
@@ -113,7 +112,7 @@ class Brake:
         )
 
     def reach(self, velocity: np.ndarray, acceleration: np.ndarray) -> np.ndarray:
-        """A bound, quick to compute, of how far from its start `plan` may lead, either way. Shapes (..., n)."""
+        """A quick bound of how far from its start `plan` may lead, either way. Shapes (..., n)."""
         limits = self._limits
         size = np.abs(acceleration)
         # Until the acceleration is gone the velocity may grow to a peak; from there the mean is half of it.

@@ -244,7 +244,7 @@ class JointTracker:
     def _catching_up(
         self, states: np.ndarray, late: np.ndarray, frame: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """States with those of `_plan_late` in its axes, and where that plan lasts. Shapes (m, 3, n), (m, n)."""
+        """States with those of `_plan_late`, and where that lasts. Shapes (m, 3, n), (m, n)."""
         way = self._along(self._late_plan)
         way[:, 0] += frame * self._times
         way[:, 1] += frame
@@ -280,8 +280,8 @@ class JointTracker:
     def _plan_late(self, axes: list[bool], target: np.ndarray) -> bool:
         """Plan axes that cannot meet their set-points in time, as soon as each can.
 
-        The fastest plan to a state in motion may back away from it for a run-up; so the set-point is met on its
-        way, planned in the frame that moves with it.
+        The fastest plan to a state in motion may back away from it for a run-up; so the set-point is met on
+        its way, planned in the frame that moves with it.
         """
         parameters, limit, (position, velocity) = self._late_input, self.limits.velocity, target
         parameters.enabled = axes
@@ -299,7 +299,11 @@ class JointTracker:
         """
         parameters = self._inputs[axis]
         parameters.minimum_duration = self.horizon
-        if not late and self._plan_axis(axis, position, velocity, 0.0) and self._plan.duration <= self._in_time:
+        if (
+            not late
+            and self._plan_axis(axis, position, velocity, 0.0)
+            and self._plan.duration <= self._in_time
+        ):
             return 0.0
         # As `_plan_late` does it.
         parameters.minimum_duration = None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that differ from one to the next in their numbers alone, as bytes: what stays is made or read once.
+"""Messages that differ from the last one in their numbers alone, as bytes: the rest is made, or read, once.
 
-To make a message of Python objects, and to take one apart, costs a loop of 250 Hz more than all that it computes.
+To make messages of Python objects, and to take them apart, costs a fast loop as much as all that it computes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Mould:
         # Between its stamps, and what follows the numbers.
         self._parts = head.split(_pack(stamps[0]))
         self._tail, self._size, self._count = tails[0], first.nbytes, count
-        if self.fill(second, stamps[1]) != serialize_message(make(second, stamps[1])):
+        # Not by their bytes: what CDR skips to align is whatever was in memory.
+        message = make(second, stamps[1])
+        if deserialize_message(self.fill(second, stamps[1]), type(message)) != message:
             raise ValueError("messages differ in more than their numbers and stamp")
 
     def fill(self, numbers: np.ndarray, stamp: Any) -> bytes:
@@ -93,30 +95,52 @@ class Joints(NamedTuple):
     position: np.ndarray
 
 
-class JointStateReader:
-    """Reads serialised JointStates; where one names what the one before did, only its numbers."""
+class _Known:
+    """What messages say that are the same from behind their stamp to an end.
+
+    More than one may say the same: what CDR skips to align is whatever was in memory.
+    """
+
+    MOST = 64
 
     def __init__(self) -> None:
-        # Of the last message: what stands between stamp and positions, whose they are, and where they end.
-        self._layout, self._end = b"", 0
-        self._names: tuple[str, ...] = ()
+        self._end, self._said = 0, {}
+
+    def get(self, data: bytes) -> Any:
+        """What was learnt of a serialised message that was the same, or None."""
+        return self._said.get(data[STAMPED : self._end]) if data[:2] == NATIVE else None
+
+    def learn(self, data: bytes, end: int, says: Any) -> None:
+        if end != self._end or len(self._said) >= self.MOST:
+            self._end, self._said = end, {}
+        self._said[data[STAMPED:end]] = says
+
+
+class JointStateReader:
+    """Reads serialised JointStates; where one names what one before did, only its numbers."""
+
+    def __init__(self) -> None:
+        # By what stands between stamp and positions: whose they are, where they begin, how many they are.
+        self._known = _Known()
 
     def __call__(self, data: bytes) -> Joints:
-        begin, end = STAMPED + len(self._layout), self._end
-        if not self._layout or data[:2] != NATIVE or data[STAMPED:begin] != self._layout or len(data) < end:
+        known = self._known.get(data)
+        if known is None:
             return self._learn(data)
-        position = np.frombuffer(data, float, (end - begin) // 8, begin)
-        return Joints(Header(Stamp(*_STAMP.unpack_from(data, PREFIX))), self._names, position)
+        names, begin, count = known
+        if len(data) < begin + 8 * count:
+            return self._learn(data)
+        position = np.frombuffer(data, float, count, begin)
+        return Joints(Header(Stamp(*_STAMP.unpack_from(data, PREFIX))), names, position)
 
     def _learn(self, data: bytes) -> Joints:
         message = deserialize_message(data, JointState)
-        position, self._names = np.asarray(message.position, dtype=float), tuple(message.name)
+        position, names = np.asarray(message.position, dtype=float), tuple(message.name)
         begin = _positions_begin(message)
-        self._end = begin + position.nbytes
-        known = data[:2] == NATIVE and data[begin : self._end] == position.tobytes()
-        self._layout = data[STAMPED:begin] if known and len(position) else b""
+        if len(position) and data[begin : begin + position.nbytes] == position.tobytes():
+            self._known.learn(data, begin, (names, begin, len(position)))
         stamp = message.header.stamp
-        return Joints(Header(Stamp(stamp.sec, stamp.nanosec)), self._names, position)
+        return Joints(Header(Stamp(stamp.sec, stamp.nanosec)), names, position)
 
 
 class PolicyWord(NamedTuple):
@@ -133,18 +157,18 @@ class PolicyStatusReader:
     """Reads serialised PolicyStatuses; most say the same but for their stamp and figures."""
 
     def __init__(self) -> None:
-        # Of the last message: what stands between the stamp and the end of what is used, and what it says.
-        self._said, self._word = b"", PolicyWord(0, 0, "", "", 0)
+        # By what stands between the stamp and the end of what is used.
+        self._known = _Known()
 
     def __call__(self, data: bytes) -> PolicyWord:
-        if self._said and data[:2] == NATIVE and data[STAMPED : STAMPED + len(self._said)] == self._said:
-            return self._word
-        message = deserialize_message(data, PolicyStatus)
-        self._word = PolicyWord(*(getattr(message, name) for name in PolicyWord._fields))
-        end = _task_id_end(message)
-        known = data[:2] == NATIVE and data[end - 8 : end] == _TASK_ID.pack(message.task_id)
-        self._said = data[STAMPED:end] if known else b""
-        return self._word
+        word = self._known.get(data)
+        if word is None:
+            message = deserialize_message(data, PolicyStatus)
+            word = PolicyWord(*(getattr(message, name) for name in PolicyWord._fields))
+            end = _task_id_end(message)
+            if data[end - 8 : end] == _TASK_ID.pack(message.task_id):
+                self._known.learn(data, end, word)
+        return word
 
 
 # Where fields end in CDR, from behind the prefix: what has a size is aligned by it.

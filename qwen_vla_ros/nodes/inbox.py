@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks, UnsupportedEventTypeError
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
@@ -65,7 +66,7 @@ class Inbox:
         if hear is not None:
             # Serialised: to make room for a message costs more than to find that there is none.
             take = partial(subscription.handle.take_message, kind, True)
-            slot = _Slot(take, read or partial(deserialize_message, message_type=kind), hear)
+            slot = _Slot(topic, take, read or partial(deserialize_message, message_type=kind), hear)
             (self._urgent if urgent else self._slots).append(slot)
         for event in subscription.event_handlers:
             if event.callback is count:
@@ -77,7 +78,7 @@ class Inbox:
         now = time.monotonic()
         if now - self._looked_urgently >= URGENT_PERIOD:
             self._looked_urgently = now
-            _tell(self._urgent)
+            self._tell(self._urgent)
         if now - self._looked < LOOK_PERIOD:
             return
         self._looked = now
@@ -86,7 +87,24 @@ class Inbox:
             status = event.take_data()
             if status is not None:
                 count(status.alive_count)
-        _tell(self._slots)
+        self._tell(self._slots)
+
+    def _tell(self, slots: list[_Slot]) -> None:
+        for topic, take, read, hear in slots:
+            for _ in range(MOST):
+                taken = take()
+                if taken is None:
+                    break
+                try:
+                    message = read(taken[0])
+                except rclpy_implementation.RMWError as error:
+                    # The middleware drops it without a word.
+                    log = self._node.get_logger()
+                    log.warning(
+                        f"a message on {topic} cannot be read, dropped: {error}", throttle_duration_sec=1.0
+                    )
+                else:
+                    hear(message)
 
     def destroy(self) -> None:
         self._lives = []
@@ -102,18 +120,10 @@ def _ignore(message: Any) -> None:
 class _Slot(NamedTuple):
     """One topic: how a message is taken, read and told."""
 
+    topic: str
     take: Callable[[], tuple[bytes, Any] | None]
     read: Callable[[bytes], Any]
     hear: Callable[[Any], None]
-
-
-def _tell(slots: list[_Slot]) -> None:
-    for take, read, hear in slots:
-        for _ in range(MOST):
-            taken = take()
-            if taken is None:
-                break
-            hear(read(taken[0]))
 
 
 class LeftAlone(CallbackGroup):
