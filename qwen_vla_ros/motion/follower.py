@@ -332,9 +332,10 @@ class Follower:
         return self._commands()
 
     def prepare(self, now: float) -> None:
-        """Plan what a `step` at `now`, a period from here, will do: it then is quick, and commands are even.
+        """Plan what the joints will do in a `step` at `now`, a period from here: it then is quick.
 
-        The set-point at the end of its look-ahead is known: no chunk that comes meanwhile can change it.
+        Where it is not called, `step` plans. What comes between counts from the next plan on: a chunk takes
+        over behind the look-ahead, where it continues the one before; a gripper follows it by so much later.
 
         Raises:
             MotionError: see `step`.
