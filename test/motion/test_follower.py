@@ -120,8 +120,8 @@ def test_what_is_prepared_between_two_steps_is_what_a_step_would_plan(body, monk
     monkeypatch.setattr(tracker, "_plan_all", lambda *request: plans.append(1) or plan(*request))
     rng = np.random.default_rng(2)
     for sequence in range(20):
-        # Inside the limits, and with a gripper that rests: at a bound, or near rest, plans are followed for one
-        # period, and which ones are plans then shifts.
+        # Inside the limits, and with a gripper that rests: at a bound, or near rest, plans are followed for
+        # one period, and the periods in which plans are made shift.
         noise = 0.03 * rng.normal(size=(body.horizon, body.layout.count))
         noise[:, -1] = 0.0
         rows = robots[0].joints + noise
