@@ -170,9 +170,15 @@ def test_brake_takes_the_time_that_acceleration_and_jerk_allow(velocity, acceler
 
 
 @settings(max_examples=300, deadline=None)
-@given(velocity=st.floats(-1, 1), acceleration=st.floats(-1, 1), limits=st.tuples(*[st.floats(-3, 3)] * 3))
+@given(
+    velocity=st.floats(-1, 1),
+    acceleration=st.floats(-1, 1),
+    limits=st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(0, 3)),
+)
 def test_no_way_to_rest_leads_further_than_the_quick_bound(velocity, acceleration, limits):
-    most_velocity, most_acceleration, jerk = (10.0**power for power in limits)
+    most_velocity, most_acceleration, rise = (10.0**power for power in limits)
+    # From rest to full acceleration it takes up to a second.
+    jerk = most_acceleration * rise
     brake = Brake(Limits([-9.0], [9.0], [most_velocity], [most_acceleration], [jerk]))
     moves, speeds_up = np.array([velocity * most_velocity]), np.array([acceleration * most_acceleration])
     start = np.array([0.3])
