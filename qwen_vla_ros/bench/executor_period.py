@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,14 @@ class Measured:
     Attributes:
         stamps: of the commands, by the middleware [s].
         changes: when the executor's state changed [s].
-        idle, moving: share of a core.
+        idle, moving: share of a core, by kind of thread.
     """
 
     stamps: np.ndarray
     changes: np.ndarray
     chunks: int
-    idle: float
-    moving: float
+    idle: dict[str, float]
+    moving: dict[str, float]
 
 
 def run() -> list[BenchResult]:
@@ -103,10 +104,16 @@ def measure(case: Case) -> list[BenchResult]:
                 "chunks": found.chunks,
             },
         ),
-        BenchResult(
-            f"{what}: processor, moving", 100 * found.moving, "% of a core", case.share, detail=_machine()
+        *(
+            BenchResult(
+                f"{what}: processor, {when}",
+                100 * sum(shares.values()),
+                "% of a core",
+                case.share,
+                detail=_machine() | {kind: round(100 * share, 2) for kind, share in shares.items()},
+            )
+            for when, shares in (("moving", found.moving), ("at rest", found.idle))
         ),
-        BenchResult(f"{what}: processor, at rest", 100 * found.idle, "% of a core", case.share),
     ]
 
 
@@ -114,10 +121,14 @@ def _machine() -> dict[str, Any]:
     return {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0))}
 
 
-def _processor_time(process: int) -> float:
-    """Of all threads of a process, those that have ended left out [s]."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+def _processor_time(process: int) -> Counter[str]:
+    """Of all threads of a process by their kind, those that have ended left out [s]."""
+    spent: Counter[str] = Counter()
+    for task in Path(f"/proc/{process}/task").iterdir():
+        # Ports and other numbers end the names of the threads of the middleware.
+        kind = "main" if int(task.name) == process else (task / "comm").read_text().strip(".0123456789\n")
+        spent[kind] += int((task / "schedstat").read_text().split()[0]) * 1e-9
+    return spent
 
 
 def _measure(path: Path, folder: Path) -> Measured:
@@ -212,12 +223,13 @@ def _measure(path: Path, folder: Path) -> Measured:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {timeout} s for {what}")
 
-    def share(condition: Any, timeout: float, what: str) -> float:
-        """Of a core, that the executor takes until something is so."""
+    def share(condition: Any, timeout: float, what: str) -> dict[str, float]:
+        """Of a core, that the executor's threads take until something is so."""
         process = nodes.process_id("executor")
         before, began = _processor_time(process), time.monotonic()
         wait(condition, timeout, what)
-        return (_processor_time(process) - before) / (time.monotonic() - began)
+        spent, lasted = _processor_time(process) - before, time.monotonic() - began
+        return {kind: time_s / lasted for kind, time_s in spent.most_common()}
 
     try:
         with NodeGroup("bench", parameters, folder) as nodes:

@@ -137,6 +137,9 @@ class Adversary:
         for _ in range(count):
             try:
                 commands = self._follower.brake() if braking else self._follower.step(self._now)
+                # As the executor does, or not; what comes next may be anything.
+                if not braking and self._rng.random() < 0.7:
+                    self._follower.prepare(self._now + self._follower.period)
             except MotionError as error:
                 print(f"{self.body.name}: {error}", file=sys.stderr)
                 self.tally.violations["refused"] += 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,9 @@ class Follower:
         self._base_groups = [group for group in self._groups if not isinstance(group, JointGroup | TipGroup)]
         self._moved = join(self._groups, self.period, self._look_ahead)
         others = [group for group in self._groups if not isinstance(group, JointGroup)]
+        # What is asked where to once a period, and what of it while joints go on along their plan.
+        self._asked = list(zip(self._groups, self._inner, strict=True))
+        self._asked_meanwhile = [part for part in self._asked if part[0] in others]
         self._movers = [*([self._moved] if self._moved else []), *others]
         self._path_groups = [group for group in self._base_groups if isinstance(group, PathGroup)]
         self._path_guards = {group.name: PathGuard(group.name, group.velocity) for group in self._path_groups}
@@ -309,20 +313,40 @@ class Follower:
         Raises:
             MotionError: no motion within the limits could be computed, or the time is not finite.
         """
-        if not np.isfinite(now):
+        if not math.isfinite(now):
             raise MotionError(f"the time is {now}")
         self._watch(now)
-        ahead = self.timeline.sample(now + self._look_ahead)
-        here = ahead if self._all_ahead else self.timeline.sample(now + self.period)
-        newest = self.pose.newest
-        pose = None if newest is None else newest[1]
-        for group, inner in zip(self._groups, self._inner, strict=True):
-            if isinstance(group, PathGroup):
-                group.follow(self.timeline, inner, now, pose)
-                continue
-            setpoint = ahead if group.looks_ahead else here
-            group.step(setpoint.position[inner], setpoint.velocity[inner], pose)
+        goes_on = self._moved is not None and self._moved.go_on()
+        asked = self._asked_meanwhile if goes_on else self._asked
+        if asked:
+            ahead = self.timeline.sample(now + self._look_ahead)
+            here = ahead if self._all_ahead else self.timeline.sample(now + self.period)
+            newest = self.pose.newest
+            pose = None if newest is None else newest[1]
+            for group, inner in asked:
+                if isinstance(group, PathGroup):
+                    group.follow(self.timeline, inner, now, pose)
+                    continue
+                setpoint = ahead if group.looks_ahead else here
+                group.step(setpoint.position[inner], setpoint.velocity[inner], pose)
         return self._commands()
+
+    def prepare(self, now: float) -> None:
+        """Plan what the joints will do in a `step` at `now`, a period from here: it then is quick.
+
+        Where it is not called, `step` plans. What comes between counts from the next plan on: a chunk takes
+        over behind the look-ahead, where it continues the one before; a gripper follows it by so much later.
+
+        Raises:
+            MotionError: see `step`.
+        """
+        if self._moved is None or self._moved.goes_on:
+            return
+        ahead = self.timeline.sample(now + self._look_ahead)
+        for group, inner in self._asked:
+            if isinstance(group, JointGroup):
+                group.lead(ahead.position[inner], ahead.velocity[inner])
+        self._moved.prepare()
 
     def brake(self) -> list[Command]:
         """Commands for the next period on the fastest way to rest that the limits allow.
@@ -361,6 +385,8 @@ class Follower:
         return commands
 
     def _commanded_joints(self) -> np.ndarray:
+        if self._moved is not None and len(self._joint_groups) == self._moved.groups:
+            return self._moved.tracker.state.position
         return np.concatenate([np.zeros(0), *(group.commanded for group in self._joint_groups)])
 
     def _states(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,20 +73,28 @@ Command = JointCommand | BaseCommand | PathCommand
 class Joints:
     """The joints of all groups that are told joints: one plan for all costs little more than one for each.
 
-    Groups say where to, `advance` goes there.
+    Groups say where to, or `go_on` that they need not; `advance` goes there.
 
     Args:
         limits: of each group.
+
+    Attributes:
+        groups: how many there are.
     """
 
     def __init__(self, limits: Sequence[Limits], period: float, look_ahead: float):
+        self.groups = len(limits)
         self.tracker = JointTracker(Limits.joined(limits), period, look_ahead)
         self._position, self._velocity = np.zeros((2, len(self.tracker.limits)))
-        self._braking = True
+        self._next: Callable[[], object] = self.tracker.brake
 
     @property
     def resting(self) -> bool:
         return self.tracker.state.resting
+
+    @property
+    def goes_on(self) -> bool:
+        return self.tracker.goes_on
 
     def start(self, part: slice, position: np.ndarray) -> None:
         """A group rests at a position. Shape (n,)."""
@@ -97,11 +105,18 @@ class Joints:
     def aim(self, part: slice, position: np.ndarray, velocity: np.ndarray) -> None:
         """Where a group is to be after the look-ahead, and how fast. Shapes (n,)."""
         self._position[part], self._velocity[part] = position, velocity
-        self._braking = False
+        self._next = self._step
+
+    def go_on(self) -> bool:
+        """Go on along the plan next, where it lasts: no group need say where to, and none would be heard."""
+        if self.goes_on:
+            self._next = self.tracker.go_on
+            return True
+        return False
 
     def brake(self) -> None:
         """All joints go one period towards rest next."""
-        self._braking = True
+        self._next = self.tracker.brake
 
     def advance(self) -> None:
         """One period on.
@@ -109,10 +124,14 @@ class Joints:
         Raises:
             MotionError: not even braking can be computed.
         """
-        if self._braking:
-            self.tracker.brake()
-        else:
-            self.tracker.step(self._position, self._velocity)
+        self._next()
+
+    def prepare(self) -> None:
+        """Plan the next period, as the groups aim now. Raises as `advance` does."""
+        self.tracker.prepare(self._position, self._velocity)
+
+    def _step(self) -> None:
+        self.tracker.step(self._position, self._velocity)
 
 
 class JointGroup:

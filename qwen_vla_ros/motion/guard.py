@@ -65,11 +65,11 @@ class JointGuard:
         """Raises MotionError if the next set-point, shape (n,), breaks a limit."""
         path = np.empty_like(self._path)
         path[:3], path[3] = self._path[1:], position
-        if not np.isfinite(path[3]).all():
-            raise MotionError(f"command of {', '.join(self._names)} is not finite: {path[3].tolist()}")
         used = np.abs(self._quotients @ (path - path[2]))
         used[0] = np.maximum(self._lower - path[3], path[3] - self._upper)
-        if (used > self._allowed).any():
+        if np.count_nonzero(used <= self._allowed) != used.size:  # so for NaN, too
+            if not np.isfinite(path[3]).all():
+                raise MotionError(f"command of {', '.join(self._names)} is not finite: {path[3].tolist()}")
             order = int(np.argmax((used > self._allowed).any(axis=1)))
             over = used[order] - self._bounds[order]
             worst = int(np.argmax(over - self._slack[order]))

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import ruckig
 
+# By rounding [fraction].
+_MORE = 1 + 1e-9
+
 
 class MotionError(RuntimeError):
     """No motion within the limits could be computed. Whoever moves must stop sending commands."""
@@ -78,6 +81,7 @@ class Brake:
 
     def __init__(self, limits: Limits):
         n = len(limits)
+        self._limits = limits
         self._planner = ruckig.Ruckig(n)
         self._input = ruckig.InputParameter(n)
         self._input.control_interface = ruckig.ControlInterface.Velocity
@@ -106,6 +110,15 @@ class Brake:
             state.position + [bound.min for bound in extrema],
             state.position + [bound.max for bound in extrema],
         )
+
+    def reach(self, velocity: np.ndarray, acceleration: np.ndarray) -> np.ndarray:
+        """A quick bound of how far from its start `plan` may lead, either way. Shapes (..., n)."""
+        limits = self._limits
+        size = np.abs(acceleration)
+        # Until the acceleration is gone the velocity may grow to a peak; from there the mean is half of it.
+        fades = size / limits.jerk
+        peak = np.abs(velocity) + 0.5 * fades * size
+        return peak * (fades + 0.5 * (peak / limits.acceleration + limits.acceleration / limits.jerk)) * _MORE
 
     def step(self, state: AxisState, period: float) -> AxisState:
         """The state one period [s] later on the way to rest; rest stays rest."""

@@ -88,6 +88,7 @@ class Timeline:
         self._held = np.zeros(channels, dtype=bool) if held is None else np.array(held, dtype=bool)
         if self._held.shape != (channels,):
             raise ValueError(f"held has shape {self._held.shape}, expected ({channels},)")
+        self._holds = bool(self._held.any())
         self.mode = mode
         self._channels = channels
         self._blend = blend
@@ -173,8 +174,10 @@ class Timeline:
     def sample(self, now: float) -> Setpoint:
         """The set-point at `now` [s]. Past the last row it rests there."""
         position, velocity, _ = self._at(now)
-        position = np.where(self._held, self._begun(now)[-1].approached(now), position)
-        return Setpoint(position, np.where(self._held, 0.0, velocity))
+        if self._holds:
+            np.copyto(position, self._begun(now)[-1].approached(now), where=self._held)
+            np.copyto(velocity, 0.0, where=self._held)
+        return Setpoint(position, velocity)
 
     def remaining(self, now: float) -> float:
         """Time until the last row is due [s]; negative past it, -inf without a chunk."""
@@ -193,8 +196,8 @@ class Timeline:
     def _begun(self, now: float) -> list[_Curve]:
         return [curve for curve in self._curves if curve.begin <= now] or self._curves[:1]
 
-    def _at(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position, velocity and acceleration of the blend of chunks. Shapes (c,)."""
+    def _at(self, now: float) -> np.ndarray:
+        """Position, velocity and acceleration of the blend of chunks. Shape (3, c)."""
         begun = self._begun(now)
         if self.mode != "ensemble":
             return begun[-1].evaluate(now)
@@ -210,7 +213,7 @@ class Timeline:
         for turn in self._turns:
             position[turn] = rotations.mean(positions[:, turn], weights)
             velocity[turn] = 0.0
-        return position, velocity, np.zeros(self._channels)
+        return np.array([position, velocity, np.zeros(self._channels)])
 
     def _weights(self, members: list[_Curve], now: float) -> tuple[np.ndarray, np.ndarray]:
         """Weight of each member, and its time derivative."""
@@ -252,13 +255,15 @@ class _Curve:
         curve.resting = True
         return curve
 
-    def splice(
-        self, before: tuple[np.ndarray, np.ndarray, np.ndarray], blend: float, held: np.ndarray
-    ) -> None:
-        """Begin where `before` (position, velocity, acceleration) is, and be oneself after `blend` [s]."""
+    def splice(self, before: np.ndarray, blend: float, held: np.ndarray) -> None:
+        """Begin where `before` is, and be oneself after `blend` [s].
+
+        Args:
+            before: position, velocity, acceleration. Shape (3, c).
+        """
         after = self._bare(self.begin)
         self._blend = blend
-        offset = np.array([np.where(held, 0.0, a - b) for a, b in zip(before, after, strict=True)])
+        offset = np.where(held, 0.0, before - after)
         # The first three of a quintic in Bernstein's form; the others are 0.
         starts = [[1.0, 0.0, 0.0], [1.0, blend / 5, 0.0], [1.0, 2 * blend / 5, blend**2 / 20]]
         self._added = np.array(starts) @ offset
@@ -267,37 +272,39 @@ class _Curve:
             turned = rotations.multiply(before[0][turn], rotations.inverse(after[0][turn]))
             self._turned[i] = rotations.to_vector(turned)
 
-    def evaluate(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position, velocity, acceleration at `now` [s]. Shapes (c,)."""
-        position, velocity, acceleration = self._bare(now)
+    def evaluate(self, now: float) -> np.ndarray:
+        """Position, velocity, acceleration at `now` [s]. Shape (3, c)."""
+        state = self._bare(now)
         if not self._blend > 0 or now >= self.begin + self._blend:
-            return position, velocity, acceleration
+            return state
         since = max(0.0, now - self.begin)
         factors = _quintic(since, self._blend)
-        added = factors @ self._added
         for turn, vector in zip(self._turns, self._turned, strict=True):
             # What is left of an offset of position.
             left = rotations.from_vector(factors[0].sum() * vector)
-            position[turn] = rotations.multiply(left, position[turn])
-        return position + added[0], velocity + added[1], acceleration + added[2]
+            state[0, turn] = rotations.multiply(left, state[0, turn])
+        state += factors @ self._added
+        return state
 
     def approached(self, now: float) -> np.ndarray:
         """The row that is due next. Shape (c,)."""
         i = bisect.bisect_right(self._times, now)
         return self._values[min(max(i, 1), len(self._values) - 1)]
 
-    def _bare(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _bare(self, now: float) -> np.ndarray:
+        """As `evaluate`, without what was spliced."""
         i = bisect.bisect_right(self._times, now) - 1
         if i < 0 or i >= len(self._times) - 1:
-            value = self._values[0 if i < 0 else -1]
-            return value.copy(), np.zeros_like(value), np.zeros_like(value)
+            state = np.zeros((3, self._values.shape[1]))
+            state[0] = self._values[0 if i < 0 else -1]
+            return state
         width = self._times[i + 1] - self._times[i]
         u = (now - self._times[i]) / width
         state = _hermite(u, width) @ self._corners[i]
         for turn, vectors in zip(self._turns, self._vectors, strict=True):
             state[0, turn] = rotations.multiply(rotations.from_vector(u * vectors[i]), self._values[i, turn])
             state[1:, turn] = 0.0
-        return state[0], state[1], state[2]
+        return state
 
 
 def _rise(time: float, span: float) -> tuple[float, float]:

@@ -45,22 +45,31 @@ class JointTracker:
         self.horizon = horizon
         self.clamps = np.zeros(len(limits), dtype=int)
         self._brake = Brake(limits)
-        # All axes in one call where it serves, each for itself where one of them needs another plan.
+        # All axes in one call where it serves, those that are late in another, what is left each for itself.
         n = len(limits)
         self._all_planner, self._all_plan = ruckig.Ruckig(n), ruckig.Trajectory(n)
         self._all_input = _input(limits)
         self._all_input.minimum_duration = horizon
-        self._in_time = horizon * (1 + 1e-9)
-        # How often plans are followed, how often they have been, for which axes, and to which state.
-        self._most_steps = max(1, int(PLAN_PERIOD / period * (1 + 1e-9)))
-        self._steps, self._covered = 0, np.zeros(n, dtype=bool)
-        self._stepped: AxisState | None = None
-        # Axes with a plan of their own, and how fast the frame moves in which it is.
-        self._planner, self._plans = ruckig.Ruckig(1), [ruckig.Trajectory(1) for _ in range(n)]
-        self._own: dict[int, float] = {}
+        self._late_plan, self._late_input = ruckig.Trajectory(n), _input(limits)
+        self._late_input.synchronization = ruckig.Synchronization.No
+        self._planner, self._plan = ruckig.Ruckig(1), ruckig.Trajectory(1)
         self._inputs = [_input(limits, slice(axis, axis + 1)) for axis in range(n)]
-        self._target_velocity = limits.velocity * VELOCITY_MARGIN
-        self._most_acceleration = limits.acceleration * (1 + 1e-9)
+        self._in_time = horizon * (1 + 1e-9)
+        # How long after a plan the states are due for which it is followed. Shape (m, 1).
+        most = max(1, int(PLAN_PERIOD / period * (1 + 1e-9)))
+        self._times = period * np.arange(1, most + 1)[:, None]
+        self._due = self._times[:, 0].tolist()
+        # Those that are left, the next one last; the one that was taken; what of the set-point was clamped.
+        self._ahead: list[AxisState] = []
+        self._stepped: AxisState | None = None
+        self._clamped = np.zeros(n, dtype=bool)
+        self._lowest, self._highest = limits.lower - POSITION_TOLERANCE, limits.upper + POSITION_TOLERANCE
+        # Of set-points: position and velocity. Shapes (2, n).
+        slow = limits.velocity * VELOCITY_MARGIN
+        self._low, self._high = np.array([limits.lower, -slow]), np.array([limits.upper, slow])
+        # Of states: any number, velocity and acceleration. Shape (3, n).
+        numbers = np.full(n, np.finfo(float).max)
+        self._most = np.array([numbers, limits.velocity, limits.acceleration * (1 + 1e-9)])
         self.reset(np.clip(np.zeros(n), limits.lower, limits.upper))
 
     def reset(self, position) -> None:
@@ -90,37 +99,49 @@ class JointTracker:
             ValueError: when the set-point is not finite; the state is unchanged.
             MotionError: when not even braking can be computed.
         """
+        target = self._within_limits(position, velocity)
+        if not self.goes_on:
+            self._plan_to(target)
+        return self.go_on()
+
+    def prepare(self, position, velocity) -> None:
+        """Do what `step` towards the same set-point would, but move: it then only takes what was planned.
+
+        Raises as `step` does.
+        """
+        self._plan_to(self._within_limits(position, velocity))
+
+    def _within_limits(self, position, velocity) -> np.ndarray:
+        """A set-point, clamped. Shape (2, n)."""
         position = np.asarray(position, dtype=float)
         velocity = np.zeros_like(position) if velocity is None else np.asarray(velocity, dtype=float)
         if position.shape != self.limits.lower.shape or velocity.shape != position.shape:
             raise ValueError(
                 f"set-point shapes {position.shape}, {velocity.shape}, expected ({len(self.limits)},)"
             )
+        asked = np.array([position, velocity])
         # The sum is quick, and may overflow.
-        if not math.isfinite(position.sum() + velocity.sum()) and not (
-            np.isfinite(position).all() and np.isfinite(velocity).all()
-        ):
+        if not math.isfinite(np.add.reduce(asked, axis=None)) and not np.isfinite(asked).all():
             raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
-        inside = np.minimum(np.maximum(position, self.limits.lower), self.limits.upper)
-        slow = np.minimum(np.maximum(velocity, -self._target_velocity), self._target_velocity)
+        target = np.minimum(np.maximum(asked, self._low), self._high)
         # At a position bound the only velocity that stays inside is zero.
-        slow = np.where(inside == position, slow, 0.0)
-        self.clamps += (inside != position) | (slow != velocity)
+        np.copyto(target[1], 0.0, where=target[0] != position)
+        self._clamped = np.logical_or.reduce(target != asked)
+        return target
 
-        before = self.state
-        after, found = self._towards(inside, slow)
-        # Bounds widen to where the robot already is, and narrow again as it moves inside.
-        lower = np.minimum(self.limits.lower - POSITION_TOLERANCE, before.position)
-        upper = np.maximum(self.limits.upper + POSITION_TOLERANCE, before.position)
-        if not found.all():
-            after = self._or_brake(after, found)
-        _, lowest, highest = self._brake.plan(after)
-        astray = (lowest < lower) | (highest > upper)
-        if astray.any():
-            after = self._or_brake(after, ~astray)
-            self.clamps += astray
-            self._steps = 0
-        self.state = self._stepped = after
+    def _plan_to(self, target: np.ndarray) -> None:
+        states = self._safe(self._towards(target))
+        self._ahead, self._stepped = [AxisState(*state) for state in states[::-1]], self.state
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next period has been planned."""
+        return bool(self._ahead) and self.state is self._stepped
+
+    def go_on(self) -> AxisState:
+        """Move one period further along the plan, without a look at the set-point; only where `goes_on`."""
+        self.clamps += self._clamped
+        self.state = self._stepped = after = self._ahead.pop()
         return after
 
     def brake(self) -> AxisState:
@@ -128,132 +149,176 @@ class JointTracker:
         self.state = self._brake.step(self.state, self.period)
         return self.state
 
-    def _or_brake(self, after: AxisState, kept: np.ndarray) -> AxisState:
-        """`after` in the axes that are kept, in the others the next step of the brake."""
+    def _or_brake(self, states: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """States to come, in the axes that are not kept those of the brake. Shape (m, 3, n).
+
+        Only the next one where such an axis moves: it looks for a way again from there.
+        """
+        here = self._here
+        if np.count_nonzero(here[1:, ~kept]):
+            braking = self._brake.step(self.state, self.period)
+            here = np.array([braking.position, braking.velocity, braking.acceleration])
+            states = states[:1]
+        return np.where(kept, states, here)
+
+    def _safe(self, states: np.ndarray) -> np.ndarray:
+        """As many of the states to come as the brake keeps inside the bounds from, one at least."""
+        reach = self._brake.reach(states[:, 1], states[:, 2])
+        inside = (states[:, 0] - reach >= self._lowest) & (states[:, 0] + reach <= self._highest)
+        if np.count_nonzero(inside) == inside.size:
+            return states
+        before = self.state.position
+        for k, state in enumerate(states):
+            # Bounds widen to where the robot already is, and narrow again as it moves inside.
+            lower, upper = np.minimum(self._lowest, before), np.maximum(self._highest, before)
+            _, lowest, highest = self._brake.plan(AxisState(*state))
+            astray = (lowest < lower) | (highest > upper)
+            if astray.any():
+                if k:
+                    return states[:k]
+                self.clamps += astray
+                return self._or_brake(states[:1], ~astray)
+            before = state[0]
+        return states
+
+    def _towards(self, target: np.ndarray) -> np.ndarray:
+        """States on the way to a position and velocity, shape (2, n), a period from one to the next.
+
+        Shape (m, 3, n).
+        """
         state = self.state
-        moves = (state.velocity != 0) | (state.acceleration != 0)
-        braking = self._brake.step(state, self.period) if (moves & ~kept).any() else state
-        return AxisState(
-            np.where(kept, after.position, braking.position),
-            np.where(kept, after.velocity, braking.velocity),
-            np.where(kept, after.acceleration, braking.acceleration),
-        )
-
-    def _towards(self, position: np.ndarray, velocity: np.ndarray) -> tuple[AxisState, np.ndarray]:
-        """The state one period on, and for which axes a way to it was found. Shape (n,)."""
-        if 0 < self._steps < self._most_steps and self.state is self._stepped:
-            self._steps += 1
-            after, sound = self._along(self._covered)
-            if (sound == self._covered).all() and self._along_own(after, sound):
-                return after, sound
-        self._steps, self._own = 1, {}
-        state = self.state
-        arrived = np.zeros(len(position), dtype=bool)
-        for axis in np.flatnonzero(velocity == 0).tolist():
-            arrived[axis] = self._arrived(axis, position[axis])
-        todo, late = ~arrived, np.zeros_like(arrived)
-        found, after = np.zeros_like(arrived), state
-        if todo.any() and self._plan_all(todo, position, velocity):
-            if self._all_plan.duration > self._in_time:
-                late = todo & (np.array(self._all_plan.independent_min_durations) > self._in_time)
-                todo = todo & ~late
-                # Without a late axis some duration is impossible to one of them: each for itself.
-                again = late.any() and todo.any() and self._plan_all(todo, position, velocity)
-                in_time = again and self._all_plan.duration <= self._in_time
-            else:
-                in_time = True
-            if in_time:
-                after, found = self._along(todo)
-        self._covered = found.copy()
-        if after is state:
-            after = AxisState(state.position.copy(), state.velocity.copy(), state.acceleration.copy())
-        for axis in np.flatnonzero(~(arrived | found)).tolist():
-            frame = self._plan_own(axis, position[axis], velocity[axis], bool(late[axis]))
-            if frame is not None:
-                self._own[axis] = frame
-        self._along_own(after, found)
-        if not (arrived | found).all():
-            self._steps = 0  # some axis brakes, and looks for a way again in the next period
-        return after, found
-
-    def _along_own(self, after: AxisState, found: np.ndarray) -> bool:
-        """Put axes with plans of their own on them; whether all of these are within the limits there."""
-        time = self._steps * self.period
-        for axis, frame in self._own.items():
-            plan = self._plans[axis]
-            position, velocity, acceleration = (value[0] for value in plan.at_time(time))
-            position, velocity = position + frame * time, velocity + frame
-            found[axis] = sound = (
-                plan.duration >= time
-                and math.isfinite(position)
-                and abs(velocity) <= self.limits.velocity[axis]
-                and abs(acceleration) <= self._most_acceleration[axis]
-            )
-            if sound:
-                after.position[axis], after.velocity[axis], after.acceleration[axis] = (
-                    position,
-                    velocity,
-                    acceleration,
-                )
-        return all(found[axis] for axis in self._own)
-
-    def _along(self, axes: np.ndarray) -> tuple[AxisState, np.ndarray]:
-        """The state on the plan of all axes, and in which of `axes` it is within the limits. Shape (n,)."""
-        after = AxisState(*map(np.array, self._all_plan.at_time(self._steps * self.period)))
-        # False for NaN, too.
-        sound = (
-            axes
-            & (np.abs(after.velocity) <= self.limits.velocity)
-            & (np.abs(after.acceleration) <= self._most_acceleration)
-            & (np.abs(after.position) < np.inf)
-        )
-        return after, sound
-
-    def _arrived(self, axis: int, position: float) -> bool:
+        self._here = np.array([state.position, state.velocity, state.acceleration])
+        # Numbers and truths of few axes are quicker as lists.
+        goals, speeds = target.tolist()
+        now = self._now = self._here.tolist()
         # Plans for distances near the rounding of numbers are unsound, and the approach is exponential: the
         # brake ends it.
-        state = self.state
-        return (
-            abs(position - state.position[axis]) < 1e-8
-            and abs(state.velocity[axis]) < 1e-6
-            and abs(state.acceleration[axis]) < 1e-3
-        )
+        arrived = [
+            v == 0.0 and abs(p - at) < 1e-8 and abs(moves) < 1e-6 and abs(speeds_up) < 1e-3
+            for p, v, at, moves, speeds_up in zip(goals, speeds, *now, strict=True)
+        ]
+        todo, late, in_time = [not done for done in arrived], [False] * len(arrived), False
+        if not all(arrived):
+            parameters, plan = self._all_input, self._all_plan
+            (
+                parameters.current_position,
+                parameters.current_velocity,
+                parameters.current_acceleration,
+            ) = now
+            parameters.target_position, parameters.target_velocity = goals, speeds
+            if self._plan_all(todo):
+                in_time = plan.duration <= self._in_time
+                if not in_time:
+                    late = [
+                        asked and needs > self._in_time
+                        for asked, needs in zip(todo, plan.independent_min_durations, strict=True)
+                    ]
+                    todo = [asked and not too for asked, too in zip(todo, late, strict=True)]
+                    # Without a late axis some duration is impossible to one of them: each for itself.
+                    in_time = (
+                        any(late) and any(todo) and self._plan_all(todo) and plan.duration <= self._in_time
+                    )
+        if in_time:
+            states, sought = self._along(plan), np.array(todo)
+        else:
+            states, sought = np.repeat(self._here[None], len(self._times), axis=0), np.zeros(len(todo), bool)
+        if any(late) and self._plan_late(late, target):
+            states, lasts = self._catching_up(states, np.array(late), target[1])
+            sound = self._within(states) & (sought | lasts)
+        else:
+            sound = self._within(states) & sought
+        if np.count_nonzero(sound) == sound.size:
+            return states
+        for axis, found in enumerate(sound[0].tolist()):
+            if not (found or arrived[axis]):
+                self._alone(axis, goals[axis], speeds[axis], late[axis], states, sound)
+        found = sound[0]
+        if len(states) > 1:
+            lost = (sound != found).any(axis=1)
+            if not (arrived | found).all():
+                states = states[:1]
+            elif lost.any():
+                states = states[: int(np.argmax(lost))]
+        return self._or_brake(states, found)
 
-    def _plan_all(self, axes: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> bool:
+    def _catching_up(
+        self, states: np.ndarray, late: np.ndarray, frame: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """States with those of `_plan_late`, and where that lasts. Shapes (m, 3, n), (m, n)."""
+        way = self._along(self._late_plan)
+        way[:, 0] += frame * self._times
+        way[:, 1] += frame
+        lasts = np.array(self._late_plan.independent_min_durations) >= self._times
+        return np.where(late, way, states), late & lasts
+
+    def _alone(
+        self, axis: int, position: float, velocity: float, late: bool, states: np.ndarray, sound: np.ndarray
+    ) -> None:
+        """Fill in states of an axis by a plan for it alone, where there is one, and where they are sound."""
+        frame = self._plan_own(axis, position, velocity, late)
+        if frame is not None:
+            way, times = self._along(self._plan)[:, :, 0], self._times[:, 0]
+            way[:, 0] += frame * times
+            way[:, 1] += frame
+            states[:, :, axis] = way
+            sound[:, axis] = (self._plan.duration >= times) & self._within(states)[:, axis]
+
+    def _along(self, plan: ruckig.Trajectory) -> np.ndarray:
+        """What a plan says for the times when states are due. Shape (m, 3, n)."""
+        return np.array([plan.at_time(time) for time in self._due])
+
+    def _within(self, states: np.ndarray) -> np.ndarray:
+        """Where states, shape (m, 3, n), are finite and keep velocity and acceleration. Shape (m, n)."""
+        # False for NaN, too.
+        return np.logical_and.reduce(np.abs(states) <= self._most, axis=1)
+
+    def _plan_all(self, axes: list[bool]) -> bool:
         """Plan some axes together, to arrive at the horizon or as soon after as all of them can."""
-        parameters, state = self._all_input, self.state
-        parameters.enabled = axes.tolist()
-        parameters.current_position = state.position.tolist()
-        parameters.current_velocity = state.velocity.tolist()
-        parameters.current_acceleration = state.acceleration.tolist()
-        parameters.target_position, parameters.target_velocity = position.tolist(), velocity.tolist()
-        return _calculated(self._all_planner, parameters, self._all_plan)
+        self._all_input.enabled = axes
+        return _calculated(self._all_planner, self._all_input, self._all_plan)
+
+    def _plan_late(self, axes: list[bool], target: np.ndarray) -> bool:
+        """Plan axes that cannot meet their set-points in time, as soon as each can.
+
+        The fastest plan to a state in motion may back away from it for a run-up; so the set-point is met on
+        its way, planned in the frame that moves with it.
+        """
+        parameters, limit, (position, velocity) = self._late_input, self.limits.velocity, target
+        parameters.enabled = axes
+        parameters.max_velocity = (limit - velocity).tolist()
+        parameters.min_velocity = (-limit - velocity).tolist()
+        parameters.current_position, _, parameters.current_acceleration = self._now
+        parameters.current_velocity = (self._here[1] - velocity).tolist()
+        parameters.target_position = (position - velocity * self.horizon).tolist()
+        return _calculated(self._all_planner, parameters, self._late_plan)
 
     def _plan_own(self, axis: int, position: float, velocity: float, late: bool) -> float | None:
         """Plan one axis for itself; how fast the plan's frame moves, or None when no way is found.
 
         late: it is known that the set-point cannot be met in time.
         """
-        parameters, plan = self._inputs[axis], self._plans[axis]
+        parameters = self._inputs[axis]
         parameters.minimum_duration = self.horizon
-        if not late and self._plan_axis(axis, position, velocity, 0.0) and plan.duration <= self._in_time:
+        if (
+            not late
+            and self._plan_axis(axis, position, velocity, 0.0)
+            and self._plan.duration <= self._in_time
+        ):
             return 0.0
-        # Too late for that. The fastest plan to a state in motion may back away from it for a run-up; so the
-        # set-point is met on its way, planned in the frame that moves with it.
+        # As `_plan_late` does it.
         parameters.minimum_duration = None
         position -= velocity * self.horizon
         return velocity if self._plan_axis(axis, position, 0.0, velocity) else None
 
     def _plan_axis(self, axis: int, position: float, velocity: float, frame: float) -> bool:
         """Plan to a position and velocity in a frame that moves with velocity `frame` and is at 0 now."""
-        limit, state = self.limits.velocity[axis], self.state
+        limit, (at, moves, speeds_up) = self.limits.velocity[axis], self._here[:, axis]
         parameters = self._inputs[axis]
         parameters.max_velocity, parameters.min_velocity = [limit - frame], [-limit - frame]
-        parameters.current_position = [state.position[axis]]
-        parameters.current_velocity = [state.velocity[axis] - frame]
-        parameters.current_acceleration = [state.acceleration[axis]]
+        parameters.current_position, parameters.current_velocity = [at], [moves - frame]
+        parameters.current_acceleration = [speeds_up]
         parameters.target_position, parameters.target_velocity = [position], [velocity]
-        return _calculated(self._planner, parameters, self._plans[axis])
+        return _calculated(self._planner, parameters, self._plan)
 
 
 def _input(limits: Limits, axes: slice = slice(None)) -> ruckig.InputParameter:

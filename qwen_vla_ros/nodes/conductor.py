@@ -16,6 +16,7 @@ from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, Motion
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 
 from .announcer import Announcer
+from .constants import State
 from .controllers import Writer
 from .executor_health import ExecutorHealth
 from .goals import ActiveTask, end_goal
@@ -23,7 +24,6 @@ from .lifecycle import BodyNode, seconds
 from .watchdog import Trouble, Watchdog
 
 Result = ExecuteTask.Result
-State = ExecutorStatus
 
 # How long the clock may stand still during a task, wall time [s].
 CLOCK_PATIENCE = 5.0
@@ -249,8 +249,8 @@ class Conductor:
             written = self.now
             self._capture_to_command = written - self.follower.timeline.stamp
             self._health.commanded(self._capture_to_command, written)
-            self._announcer.feedback(task, self.state, self._capture_to_command, written)
             self.say_status()
+        self.follower.prepare(now + self.follower.period)
 
     def _accept(self, task: ActiveTask, now: float) -> bool:
         """Take the waiting chunk; False, with the reason dealt with, when it cannot be followed."""

@@ -27,6 +27,7 @@ from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import BaseCommand, Command, JointCommand, PathCommand
 
 from . import qos
+from .cdr import Mould
 from .transforms import quaternion_from_euler
 
 # A goal holds the commands of this long: actions are no streams [s].
@@ -172,6 +173,17 @@ _TOPICS: dict[str, Any] = {
 }
 
 
+# Those whose messages differ in their positions and stamp alone.
+_MOULDED = ("joint_trajectory", "forward_command", "joint_state")
+
+
+def _mould(make: Callable[[Any, Any], Any], group: Any) -> Mould:
+    unmoved = np.zeros(len(group.joints))
+    return Mould(
+        lambda numbers, stamp: make(JointCommand(group.name, numbers, unmoved), stamp), len(group.joints)
+    )
+
+
 class TopicWriter:
     """Publishes the commands of one action group.
 
@@ -185,27 +197,32 @@ class TopicWriter:
     def __init__(self, node: Node, group: Any, period: float):
         self.kind = group.controller.type
         self.stamped = self.kind not in ("joint_trajectory", "forward_command")
-        self._said, self._held = -math.inf, np.zeros(0)
+        self._said, self._held = -math.inf, b""
         choice = _TOPICS[self.kind]
         message_type, make = choice[group.controller.stamped] if self.kind.endswith("_drive") else choice
         self._messages = _Messages(group, period)
         self._make: Callable[[Any, Any], Any] = make.__get__(self._messages)
+        self._mould = _mould(self._make, group) if self.kind in _MOULDED else None
         self._publisher = node.create_publisher(message_type, group.controller.topic, qos.COMMAND)
         self.topic = self._publisher.topic_name
 
     @property
     def connected(self) -> bool:
         """Somebody subscribes to the topic."""
-        return self._publisher.get_subscription_count() > 0
+        return self._publisher.handle.get_subscription_count() > 0
 
     def write(self, command: Command, stamp: Any) -> None:
         """Publish it; a set-point that is held is said again every `REPEAT_PERIOD` only."""
         if not self.stamped:
-            now, set_point = time.monotonic(), command.position
-            if now - self._said < REPEAT_PERIOD and np.array_equal(set_point, self._held):
+            now, set_point = time.monotonic(), command.position.tobytes()
+            if now - self._said < REPEAT_PERIOD and set_point == self._held:
                 return
             self._said, self._held = now, set_point
-        self._publisher.publish(self._make(command, stamp))
+        if self._mould is None:
+            self._publisher.publish(self._make(command, stamp))
+        else:
+            # As `publish` does it, at less than its cost.
+            self._publisher.handle.publish_raw(self._mould.fill(command.position, stamp))
 
     def hear_frame(self, frame: str) -> None:
         """Frame in which the base is measured; where a message names none, it is the one before."""

@@ -24,8 +24,10 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 from . import qos
 from .announcer import Announcer
 from .base_pose import MESSAGES, flat_pose
+from .cdr import JointStateReader, PolicyStatusReader
 from .conductor import Conductor, Patience
 from .configuration_checkup import check_executor
+from .constants import State
 from .controllers import UnsupportedController, Writer, make_writer
 from .diagnostics import Diagnostics, Health
 from .executor_health import ExecutorHealth
@@ -40,7 +42,6 @@ from .services import Services
 from .watchdog import Trouble, Watchdog
 
 Result = ExecuteTask.Result
-State = ExecutorStatus
 
 STATUS_PERIOD = 0.1
 
@@ -128,7 +129,7 @@ class ExecutorNode(BodyNode):
         self.failed = False
         self._diagnostics: Diagnostics | None = None
         self._obeyed: Services | None = None
-        self._inbox = Inbox(self)
+        self._inbox, self._twins = Inbox(self), Inbox(self)
         self._writers: dict[str, Writer] = {}
         self._announcer: Announcer | None = None
         self._server: ActionServer | None = None
@@ -230,6 +231,7 @@ class ExecutorNode(BodyNode):
             self._server.destroy()
             self._server = None
         self._inbox.destroy()
+        self._twins.destroy()
         if self._obeyed is not None:
             self._obeyed.destroy()
             self._obeyed = None
@@ -280,7 +282,8 @@ class ExecutorNode(BodyNode):
         inbox, watchdog = self._inbox, self._watchdog
         for topic in embodiment.state.joint_states:
             names = embodiment.state.joint_names.get(topic)
-            inbox.listen(JointState, topic, partial(watchdog.hear_joints, names=names), qos.SENSOR)
+            hear = partial(watchdog.hear_joints, names=names)
+            inbox.listen(JointState, topic, hear, qos.SENSOR, read=JointStateReader())
         base = embodiment.state.base
         if base is not None and self._follower.needs_pose:
             inbox.listen(MESSAGES[base.type], base.topic, self._on_pose, qos.SENSOR)
@@ -291,9 +294,12 @@ class ExecutorNode(BodyNode):
             watchdog.hear_policy,
             qos.heartbeat_watched(self.value("policy_lease")),
             watchdog.heartbeat.count,
+            read=PolicyStatusReader(),
         )
         # Who publishes counts, its own state too: see Rivals.
-        inbox.listen(ExecutorStatus, "executor_status", None, qos.STATE_WATCHED, self._rivals.count_executors)
+        self._twins.listen(
+            ExecutorStatus, "executor_status", None, qos.STATE_WATCHED, self._rivals.count_executors
+        )
 
     def _on_pose(self, message: Any) -> None:
         value = flat_pose(message)
@@ -352,6 +358,8 @@ class ExecutorNode(BodyNode):
         return self._health.motion(facts, trouble, closed)
 
     def _look_for_rivals(self) -> None:
+        with self._lock:
+            self._twins.take()
         rivals = self._rivals.look() if self._exclusive else {}
         with self._lock:
             self._watchdog.rivals = rivals

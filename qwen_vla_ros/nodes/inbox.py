@@ -7,19 +7,23 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks, UnsupportedEventTypeError
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 
 # Messages of one topic that are taken at once: more than any queue here holds, and an end.
 MOST = 20
 
-# To look is not free: of a loop faster than 100 Hz, some periods go without, but for what is urgent [s].
+# To look is not free: of a loop faster than 100 Hz, some periods go without [s]. What is urgent is looked for
+# as often as joints are planned at most.
 LOOK_PERIOD = 0.009
+URGENT_PERIOD = 0.006
 
 
 class Inbox:
@@ -28,10 +32,10 @@ class Inbox:
     def __init__(self, node: Node):
         self._node, self._group = node, LeftAlone()
         self._heard: list[Subscription] = []
-        self._slots: list[tuple[Subscription, Callable[[Any], None]]] = []
-        self._urgent: list[tuple[Subscription, Callable[[Any], None]]] = []
+        self._slots: list[_Slot] = []
+        self._urgent: list[_Slot] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
-        self._looked = -math.inf
+        self._looked = self._looked_urgently = -math.inf
 
     def listen(
         self,
@@ -41,11 +45,13 @@ class Inbox:
         profile: QoSProfile,
         count: Callable[[int], None] | None = None,
         urgent: bool = False,
+        read: Callable[[bytes], Any] | None = None,
     ) -> None:
         """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
 
         The latter where the middleware knows; the log says where it does not. Without `hear`, messages are
-        not even taken. What is urgent is looked for whenever `take` is called.
+        not even taken. What is urgent is looked for more often. `read` makes of a serialised message what is
+        told, the message itself if it is left out.
         """
         make = partial(
             self._node.create_subscription, kind, topic, _ignore, profile, callback_group=self._group
@@ -58,7 +64,10 @@ class Inbox:
             subscription = make()
         self._heard.append(subscription)
         if hear is not None:
-            (self._urgent if urgent else self._slots).append((subscription, hear))
+            # Serialised: to make room for a message costs more than to find that there is none.
+            take = partial(subscription.handle.take_message, kind, True)
+            slot = _Slot(topic, take, read or partial(deserialize_message, message_type=kind), hear)
+            (self._urgent if urgent else self._slots).append(slot)
         for event in subscription.event_handlers:
             if event.callback is count:
                 event.add_to_wait_set(_NO_WAITING)
@@ -66,8 +75,10 @@ class Inbox:
 
     def take(self) -> None:
         """Tell what has come, topic by topic, in the order they were listened to; first the urgent."""
-        _tell(self._urgent)
         now = time.monotonic()
+        if now - self._looked_urgently >= URGENT_PERIOD:
+            self._looked_urgently = now
+            self._tell(self._urgent)
         if now - self._looked < LOOK_PERIOD:
             return
         self._looked = now
@@ -76,7 +87,24 @@ class Inbox:
             status = event.take_data()
             if status is not None:
                 count(status.alive_count)
-        _tell(self._slots)
+        self._tell(self._slots)
+
+    def _tell(self, slots: list[_Slot]) -> None:
+        for topic, take, read, hear in slots:
+            for _ in range(MOST):
+                taken = take()
+                if taken is None:
+                    break
+                try:
+                    message = read(taken[0])
+                except rclpy_implementation.RMWError as error:
+                    # The middleware drops it without a word.
+                    log = self._node.get_logger()
+                    log.warning(
+                        f"a message on {topic} cannot be read, dropped: {error}", throttle_duration_sec=1.0
+                    )
+                else:
+                    hear(message)
 
     def destroy(self) -> None:
         self._lives = []
@@ -89,13 +117,13 @@ def _ignore(message: Any) -> None:
     """For rclpy, which never calls it: the group is left alone."""
 
 
-def _tell(slots: list[tuple[Subscription, Callable[[Any], None]]]) -> None:
-    for subscription, hear in slots:
-        for _ in range(MOST):
-            taken = subscription.handle.take_message(subscription.msg_type, False)
-            if taken is None:
-                break
-            hear(taken[0])
+class _Slot(NamedTuple):
+    """One topic: how a message is taken, read and told."""
+
+    topic: str
+    take: Callable[[], tuple[bytes, Any] | None]
+    read: Callable[[bytes], Any]
+    hear: Callable[[Any], None]
 
 
 class LeftAlone(CallbackGroup):

@@ -125,7 +125,8 @@ class BodyNode(LifecycleNode):
     @property
     def now(self) -> float:
         """Time of the node's clock [s]."""
-        return self.get_clock().now().nanoseconds * 1e-9
+        # Without the objects that `Clock.now` makes: a loop asks often.
+        return self.get_clock().handle.get_now().nanoseconds * 1e-9
 
     def stamp(self, time: float):
         """A stamp message of a time [s]."""

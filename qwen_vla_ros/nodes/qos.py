@@ -41,9 +41,10 @@ LATCHED = _profile(1, reliable=True, latched=True)
 COMMAND = _profile(1, reliable=True)
 # The heartbeat of the policy.
 HEARTBEAT = _profile(10, reliable=True, lease=OFFERED)
-# The executor's state: who lives and says it is an executor.
-STATE = _profile(1, reliable=True, latched=True, lease=OFFERED)
-STATE_WATCHED = _profile(1, reliable=True, lease=LEASE)
+# The executor's state: who lives and says it is an executor. A twin that has died may be in the way for a
+# while.
+STATE = _profile(1, reliable=True, latched=True, lease=0.2)
+STATE_WATCHED = _profile(1, reliable=True, lease=0.5)
 
 
 def heartbeat_watched(lease: float) -> QoSProfile:

@@ -10,9 +10,9 @@ from typing import Any
 from std_srvs.srv import SetBool, Trigger
 
 from qwen_vla_ros.action import ExecuteTask
-from qwen_vla_ros.msg import ExecutorStatus as State
 
 from .conductor import CLOSED, Conductor
+from .constants import State
 from .lifecycle import BodyNode
 from .watchdog import Trouble
 

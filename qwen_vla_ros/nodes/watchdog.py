@@ -17,6 +17,8 @@ from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.motion.follower import Command, Follower, JointCommand
 from qwen_vla_ros.msg import PolicyStatus
 
+from .cdr import Joints, PolicyWord
+from .constants import PolicyState
 from .controllers import Writer
 from .heartbeat import Heartbeat
 from .lifecycle import seconds
@@ -28,6 +30,10 @@ TRACKING_PATIENCE = 0.5
 
 # How long an answer about controllers counts [s].
 LOOK_PERIOD = 0.02
+
+
+# Which ones of an array.
+Places = slice | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Watchdog:
         self._commands: deque[tuple[float, np.ndarray]] = deque()
         self._oldest = self._newest = -math.inf if joints else math.inf
         # Where the joints of a message and of a group are among all.
-        self._places: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
+        self._places: dict[tuple[str, ...], tuple[Places, Places]] = {}
         self._parts: dict[str, slice] = {}
         begin = 0
         for group in embodiment.actions:
@@ -92,12 +98,12 @@ class Watchdog:
             embodiment.stop.heartbeat_timeout, policy_lease, 1.0 / embodiment.command_rate
         )
         self._astray_since = math.nan
-        self.policy: PolicyStatus | None = None
+        self.policy: PolicyStatus | PolicyWord | None = None
         self.rivals: dict[str, list[str]] = {}
 
     # What is heard
 
-    def hear_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
+    def hear_joints(self, message: JointState | Joints, names: Sequence[str] | None = None) -> None:
         """Take a joint state; names: of its positions, in place of the message's own."""
         names = tuple(message.name if names is None else names)
         if len(message.position) != len(names):
@@ -111,26 +117,28 @@ class Watchdog:
             place = {name: k for k, name in enumerate(names)}
             known = [name for name in self._embodiment.joints if name in place]
             self._places[names] = (
-                [place[name] for name in known],
-                [self._embodiment.joints.index(name) for name in known],
+                _compact([place[name] for name in known]),
+                _compact([self._embodiment.joints.index(name) for name in known]),
             )
         chosen, places = self._places[names]
         values = np.asarray(message.position, dtype=float)[chosen]
         if not np.isfinite(values).all():
             broken = int(np.argmin(np.isfinite(values)))
+            name = names[np.arange(len(names))[chosen][broken]]
             self._joint_trouble = Trouble(
                 Result.JOINT_STATE_INVALID,
-                f"position of joint {names[chosen[broken]]} is {values[broken]}, expected a finite number; "
+                f"position of joint {name} is {values[broken]}, expected a finite number; "
                 "check the driver of the robot",
             )
             return
         stamp = seconds(message.header.stamp)
         self._value[places], self._stamp[places] = values, stamp
-        if not np.isnan(self._stamp).any():
-            self._oldest, self._newest = float(self._stamp.min()), float(self._stamp.max())
+        oldest = float(self._stamp.min())
+        if not math.isnan(oldest):
+            self._oldest, self._newest = oldest, float(self._stamp.max())
             self._follower.joints.add(stamp, self._value)
 
-    def hear_policy(self, message: PolicyStatus) -> None:
+    def hear_policy(self, message: PolicyStatus | PolicyWord) -> None:
         self.heartbeat.hear()
         self.policy = message
 
@@ -275,8 +283,7 @@ class Watchdog:
         for stamp in {stamp for stamp in self._stamp.tolist() if not math.isnan(stamp)}:
             row = next((row for told, row in reversed(self._commands) if told <= stamp), None)
             if row is not None:
-                of = self._stamp == stamp
-                found[of] = row[of]
+                np.copyto(found, row, where=self._stamp == stamp)
         return found
 
     def _find_in_policy(self, task_id: int, chunks: int) -> Trouble | None:
@@ -289,8 +296,15 @@ class Watchdog:
                 f"the policy serves embodiment {policy.embodiment!r}, the executor {body.name!r}",
             )
         if policy.task_id == task_id:
-            if policy.state == PolicyStatus.STATE_FAULT:
+            if policy.state == PolicyState.STATE_FAULT:
                 return Trouble(policy.code or Result.MODEL_FAULT, policy.message)
-            if policy.state == PolicyStatus.STATE_WAITING and chunks:
+            if policy.state == PolicyState.STATE_WAITING and chunks:
                 return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
         return None
+
+
+def _compact(places: list[int]) -> Places:
+    """The same places as a slice, which costs least, where they follow one another."""
+    if places and places == list(range(places[0], places[0] + len(places))):
+        return slice(places[0], places[0] + len(places))
+    return np.array(places, dtype=int)

@@ -111,6 +111,37 @@ def test_rests_within_the_ramp_that_is_allowed_wherever_it_begins(name, seed, si
     robot.check()
 
 
+@pytest.mark.parametrize("body", [PANDA, FAST], ids=["panda", "panda at 250 Hz"])
+def test_what_is_prepared_between_two_steps_is_what_a_step_would_plan(body, monkeypatch):
+    robots = [Robot(body) for _ in range(2)]
+    plans = []
+    tracker = robots[1].follower._moved.tracker
+    plan = tracker._plan_all
+    monkeypatch.setattr(tracker, "_plan_all", lambda *request: plans.append(1) or plan(*request))
+    rng = np.random.default_rng(2)
+    for sequence in range(20):
+        # Inside the limits, and with a gripper that rests: at a bound, or near rest, plans are followed for
+        # one period, and the periods in which plans are made shift.
+        noise = 0.03 * rng.normal(size=(body.horizon, body.layout.count))
+        noise[:, -1] = 0.0
+        rows = robots[0].joints + noise
+        for robot, prepares in zip(robots, (False, sequence >= 3), strict=True):
+            robot.follower.offer(rows, robot.now, 1 / body.control_rate, robot.now, sequence)
+            for k in range(int(0.3 / robot.follower.period)):
+                count = len(plans)
+                robot.obey(robot.follower.step(robot.now))
+                assert not prepares or sequence + k == 3 or len(plans) == count
+                if prepares:
+                    robot.follower.prepare(robot.now)
+    for plain, prepared in zip(*(robot.history for robot in robots), strict=True):
+        for one, other in zip(plain, prepared, strict=True):
+            # The end of the look-ahead is where the next chunk takes over: it continues there.
+            np.testing.assert_allclose(one.position, other.position, rtol=0, atol=1e-9)
+    assert plans
+    robots[1].stop()
+    robots[1].check()
+
+
 @pytest.mark.parametrize("body", [PANDA, FAST, TIAGO], ids=["panda", "panda at 250 Hz", "tiago"])
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(sequence=st.lists(chunks, min_size=1, max_size=8))

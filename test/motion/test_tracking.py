@@ -169,6 +169,56 @@ def test_brake_takes_the_time_that_acceleration_and_jerk_allow(velocity, acceler
     assert brake.step(state, PERIOD).position == pytest.approx(state.position, abs=1e-9)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    velocity=st.floats(-1, 1),
+    acceleration=st.floats(-1, 1),
+    limits=st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(0, 3)),
+)
+def test_no_way_to_rest_leads_further_than_the_quick_bound(velocity, acceleration, limits):
+    most_velocity, most_acceleration, rise = (10.0**power for power in limits)
+    # From rest to full acceleration it takes up to a second.
+    jerk = most_acceleration * rise
+    brake = Brake(Limits([-9.0], [9.0], [most_velocity], [most_acceleration], [jerk]))
+    moves, speeds_up = np.array([velocity * most_velocity]), np.array([acceleration * most_acceleration])
+    start = np.array([0.3])
+    _, lowest, highest = brake.plan(AxisState(start, moves, speeds_up))
+    reach = brake.reach(moves, speeds_up)
+    # The planner rounds.
+    rounding = 1e-9 * (1 + reach)
+    assert (start - lowest <= reach + rounding).all()
+    assert (highest - start <= reach + rounding).all()
+    # Not without use: at speed it is a few times as far at most, where most of the braking is at full.
+    if abs(velocity) > 0.5 and velocity * acceleration >= 0 and most_acceleration**2 < most_velocity * jerk:
+        assert (reach <= 4 * np.maximum(start - lowest, highest - start) + rounding).all()
+
+
+@pytest.mark.parametrize("period", [PERIOD, 0.004, 0.001])
+def test_what_was_prepared_is_the_step_that_would_be_made(period):
+    rng = np.random.default_rng(5)
+    plain, ahead = JointTracker(LIMITS, period, HORIZON), JointTracker(LIMITS, period, HORIZON)
+    for tracker in (plain, ahead):
+        tracker.reset([0.2, 0.02])
+    for k in range(1000):
+        if k % 50 == 0:
+            target = rng.uniform([-1.2, -0.01], [1.2, 0.05]), rng.normal(size=2) * [0.5, 0.02]
+        if k % 170 in range(160, 170):
+            # A plan that was prepared is no way to rest.
+            states = [tracker.brake() for tracker in (plain, ahead)]
+        else:
+            if not ahead.goes_on:
+                before = ahead.state
+                ahead.prepare(*target)
+                assert ahead.state is before
+                assert ahead.goes_on
+            states = [plain.step(*target), ahead.go_on()]
+        for name in ("position", "velocity", "acceleration"):
+            np.testing.assert_array_equal(getattr(states[0], name), getattr(states[1], name))
+    # Between two plans a set-point counts as the one that was planned for did.
+    assert plain.clamps.any()
+    np.testing.assert_allclose(plain.clamps, ahead.clamps, atol=20 * len(plain._due))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [

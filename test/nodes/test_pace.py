@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from rclpy.serialization import serialize_message
 from std_msgs.msg import Int32
 
 from qwen_vla_ros.nodes import qos
@@ -88,6 +89,24 @@ def test_messages_wait_until_they_are_taken_and_the_living_are_counted(ros_node,
     wait_for(lambda: took(1), 10.0, "messages and a life")
     ros_node.destroy_publisher(source)
     wait_for(lambda: took(0), 10.0, "the end of a life")
+    inbox.destroy()
+
+
+def test_a_message_that_cannot_be_read_is_dropped_and_the_next_one_told(ros_node, wait_for):
+    heard, inbox = [], Inbox(ros_node)
+    inbox.listen(Int32, "inbox_torn", lambda m: heard.append(m.data), qos.RELIABLE)
+    source = ros_node.create_publisher(Int32, "inbox_torn", qos.RELIABLE)
+    wait_for(lambda: source.get_subscription_count() == 1, 10.0, "the subscription")
+    # Its encoding, and nothing of itself.
+    source.publish(serialize_message(Int32(data=1))[:4])
+    source.publish(Int32(data=2))
+
+    def took() -> bool:
+        inbox.take()
+        return bool(heard)
+
+    wait_for(took, 10.0, "the message that can be read")
+    assert heard == [2]
     inbox.destroy()
 
 
