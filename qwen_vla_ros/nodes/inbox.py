@@ -20,10 +20,8 @@ from rclpy.subscription import Subscription
 # Messages of one topic that are taken at once: more than any queue here holds, and an end.
 MOST = 20
 
-# To look is not free: of a loop faster than 100 Hz, some periods go without [s]. What is urgent is looked for
-# as often as joints are planned at most.
+# To look is not free: of a loop faster than 100 Hz, some periods go without, but for what is urgent [s].
 LOOK_PERIOD = 0.009
-URGENT_PERIOD = 0.006
 
 
 class Inbox:
@@ -35,7 +33,7 @@ class Inbox:
         self._slots: list[_Slot] = []
         self._urgent: list[_Slot] = []
         self._lives: list[tuple[EventHandler, Callable[[int], None]]] = []
-        self._looked = self._looked_urgently = -math.inf
+        self._looked = -math.inf
 
     def listen(
         self,
@@ -50,8 +48,8 @@ class Inbox:
         """Let `take` tell `hear` each message of a topic, and `count` how many publishers are alive.
 
         The latter where the middleware knows; the log says where it does not. Without `hear`, messages are
-        not even taken. What is urgent is looked for more often. `read` makes of a serialised message what is
-        told, the message itself if it is left out.
+        not even taken. What is urgent is looked for whenever `take` is called. `read` makes of a serialised
+        message what is told, the message itself if it is left out.
         """
         make = partial(
             self._node.create_subscription, kind, topic, _ignore, profile, callback_group=self._group
@@ -75,10 +73,8 @@ class Inbox:
 
     def take(self) -> None:
         """Tell what has come, topic by topic, in the order they were listened to; first the urgent."""
+        self._tell(self._urgent)
         now = time.monotonic()
-        if now - self._looked_urgently >= URGENT_PERIOD:
-            self._looked_urgently = now
-            self._tell(self._urgent)
         if now - self._looked < LOOK_PERIOD:
             return
         self._looked = now
