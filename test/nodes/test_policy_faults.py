@@ -104,7 +104,7 @@ def test_camera_sends_the_same_picture_while_the_robot_moves(robot, record_prope
 
 def test_same_picture_of_a_robot_that_rests_is_no_fault(robot):
     robot.set_mode("sound")
-    robot.send(time_limit=0.5).result()  # it comes to rest where it will stay
+    robot.send(time_limit=3.0).result()  # long enough to be where it will stay, on a busy machine too
     _, freeze = _freezer()
     robot.relay_of_images.change = freeze
     result = robot.send(time_limit=2.0).result()
