@@ -7,7 +7,7 @@ in the middle of its work, with errors added to what it does, and the states on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from qwen_vla_ros.sim.experts import TOOL_TASKS, joint_chunk, sample_states
 from qwen_vla_ros.sim.manipulation import CARRY, LOWEST
 from qwen_vla_ros.sim.tasks import Goal
 from qwen_vla_ros.sim.world import World
+
+# Puts a world into some states of a scene: (world, task, scene, rng, states) to the goal of each.
+Visitor = Callable[[World, str, int, np.random.Generator, int], Iterator[Goal]]
 
 _EVERY = 0.5  # time between two states of a run [s]
 _SUBSTEP = 0.02  # [s]

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,8 +43,8 @@ from qwen_vla_ros.embodiment import Embodiment, Statistics
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.seeds import training_scene
 
-# Puts a world into some states of a scene: (world, task, scene, rng, states) to the goal of each.
-Visitor = Callable[[Any, str, int, np.random.Generator, int], Iterator[Any]]
+if TYPE_CHECKING:
+    from qwen_vla_ros.sim.visits import Visitor
 
 FORMAT = "qwen_vla_ros demonstrations"
 VERSION = 2

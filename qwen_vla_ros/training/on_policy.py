@@ -15,7 +15,7 @@ import numpy as np
 from qwen_vla_ros.embodiment import Embodiment
 from qwen_vla_ros.sim import Goal, World
 from qwen_vla_ros.sim.phrases import SEEN
-from qwen_vla_ros.training.demonstrations import Visitor
+from qwen_vla_ros.sim.visits import Visitor
 from qwen_vla_ros.training.evaluation import Case, ClosedLoop, Evaluator
 
 
