@@ -171,8 +171,8 @@ class OnnxPolicy:
         if found[0] == self._providers[0]:
             return
         trouble = (
-            f"device {self._device!r}: {self._providers[0]} cannot start, its libraries (CUDA, cuDNN, TensorRT) "
-            f"are missing or do not fit; onnxruntime has only {', '.join(found)}"
+            f"device {self._device!r}: {self._providers[0]} cannot start, its libraries (CUDA, cuDNN, "
+            f"TensorRT) are missing or do not fit; onnxruntime has only {', '.join(found)}"
         )
         if self._device != "auto":
             raise PolicyError(f"{trouble}; install them, or take device cpu")
