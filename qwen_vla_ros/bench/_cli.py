@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def bench(
     start, fault = None, ""
     if start_up:
         try:
-            start = _start_up.measure(preset, device, kind, out.parent)
+            start = asdict(_start_up.measure(preset, device, kind, out.parent))
         except (OSError, RuntimeError) as error:
             fault = f"error: --start-up: {error}"
     found = latency.report(preset, rows, chosen, number, runs, speed, start)

@@ -21,7 +21,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qwen_vla_ros.bench.__main__ import machine
-from qwen_vla_ros.bench._start_up import StartUp
 from qwen_vla_ros.model.configuration import QwenVLAConfig
 from qwen_vla_ros.model.fixed import FixedModel, shape_of
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
@@ -314,9 +313,9 @@ def report(
     dtype: torch.dtype,
     runs: int,
     speed: tuple[float, float],
-    start: StartUp | None = None,
+    start: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything as plain JSON types."""
+    """Everything as plain JSON types. start: A `StartUp`, where one was measured."""
     return {
         "machine": {
             **machine(),
@@ -333,7 +332,7 @@ def report(
         "copy GB/s": speed[0] / 1e9,
         "product GFLOP/s": speed[1] / 1e9,
         "rows": [asdict(row) for row in rows],
-        "start-up": None if start is None else asdict(start),
+        "start-up": start,
     }
 
 
