@@ -36,7 +36,7 @@ help:
 	@echo 'make test     all tests                  TESTS=test/motion'
 	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
-	@echo 'make bench    benchmarks, also as out/bench.json'
+	@echo 'make bench    benchmarks, also as out/bench.json and .md'
 	@echo 'make checkpoint  make the shipped weights from nothing, in hours   OUT=out/checkpoint'
 	@echo 'make setup    only what the others need first'
 	@echo 'make clean    remove the environment and everything built'

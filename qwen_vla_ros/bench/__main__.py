@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -92,8 +93,32 @@ def table(results: dict[str, list[BenchResult]]) -> Table:
     return view
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """The report of `run_all` as a table."""
+    facts = report["machine"]
+    lines = [
+        f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']:.1f} at the end, "
+        f"Python {facts['python']}, ROS {facts['ros_distro'] or 'none'}.",
+        "",
+        "| benchmark | figure | value | target | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for module, rows in report["results"].items():
+        for row in rows:
+            target = "" if row["target"] is None else f"{row['target']:g} {row['unit']}"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            lines.append(
+                f"| {module} | {row['name']} | {row['value']:.4g} {row['unit']} | {target} | {ratio} |"
+            )
+    faults = [f"- {name}: {' '.join(fault.split())}" for name, fault in report["faults"].items()]
+    return "\n".join([*lines, "", "A ratio of 1 or more reaches the target.", "", *faults]).rstrip() + "\n"
+
+
 def run_all(names: list[str], out: Path, console: Console) -> bool:
-    """Run modules, print the table, write `out`. True if all ran and every target was reached."""
+    """Run modules, print the table, write `out` and a .md beside it.
+
+    True if all ran and every target was reached.
+    """
     results: dict[str, list[BenchResult]] = {}
     faults: dict[str, str] = {}
     for name in names:
@@ -114,7 +139,8 @@ def run_all(names: list[str], out: Path, console: Console) -> bool:
         "faults": faults,
     }
     out.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"written to {out}")
+    out.with_suffix(".md").write_text(markdown(report))
+    console.print(f"written to {out} and {out.with_suffix('.md')}")
     ratios = [row.ratio for rows in results.values() for row in rows if row.ratio is not None]
     return not faults and all(ratio >= 1.0 for ratio in ratios)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +23,17 @@ def bench(
     own_time: Annotated[
         bool, typer.Option("--own-time", help="Without what other programs take: CPU, one thread.")
     ] = False,
+    start_up: Annotated[
+        bool,
+        typer.Option("--start-up", help="Also time the start; writes the weights beside --out meanwhile."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Written with .json, .md and .png.")] = Path("out/latency"),
 ) -> None:
     """Measure where the time of a model goes, with random weights, one thing changed at a time."""
     import torch
 
     from qwen_vla_ros.bench import _latency as latency
+    from qwen_vla_ros.bench import _start_up
 
     try:
         numbers = [[int(value) for value in text.split(",") if value] for text in (views, horizon, steps)]
@@ -53,9 +59,18 @@ def bench(
         latency.measure(preset, setting, chosen, number, runs, speed)
         for setting in latency.settings(*numbers)
     ]
-    found = latency.report(preset, rows, chosen, number, runs, speed)
+    start, fault = None, ""
+    if start_up:
+        try:
+            start = asdict(_start_up.measure(preset, device, kind, out.parent))
+        except (OSError, RuntimeError) as error:
+            fault = f"error: --start-up: {error}"
+    found = latency.report(preset, rows, chosen, number, runs, speed, start)
     written = latency.write(found, out)
     typer.echo(latency.markdown(found))
     typer.echo(f"written to {', '.join(map(str, written))}")
     if len(written) < 3:
         typer.echo("no picture: pip install matplotlib", err=True)
+    if fault:
+        typer.echo(fault, err=True)
+        raise typer.Exit(1)

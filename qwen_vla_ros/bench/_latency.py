@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from qwen_vla_ros.model.processor import ProcessorConfig, QwenVLAProcessor
 from qwen_vla_ros.model.tiny_tokenizer import IMAGE, VIDEO, VISION_END, VISION_START, build_tiny_tokenizer
 from qwen_vla_ros.policy.engine import Engine
 
+# What transformers, and so the baseline, takes for Gated DeltaNet where it is installed.
+KERNELS = ("flash-linear-attention", "causal-conv1d")
 PRESETS = ("tiny", "scaled", "paper")
 VIEWS = ("ego", "cam_left_wrist", "cam_right_wrist")
 INSTRUCTION = (
@@ -115,6 +119,13 @@ def random_model(
     return model.eval().requires_grad_(False)
 
 
+def release() -> None:
+    """Give back what models that are no longer in use took: they may hold themselves in a circle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def clock(work: Callable[[], Any], runs: int, device: torch.device) -> tuple[float, float]:
     """p50 and p99 of a call [ms], with the wait for the device."""
     return clocks((work,), runs, device)[0]
@@ -197,6 +208,7 @@ def measure(
         speed: From `throughput`.
     """
     cuda = device.type == "cuda"
+    release()  # or the peak would be that of two models
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     config, processor = configuration(preset, setting.horizon)
@@ -301,14 +313,16 @@ def report(
     dtype: torch.dtype,
     runs: int,
     speed: tuple[float, float],
+    start: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything as plain JSON types."""
+    """Everything as plain JSON types. start: A `StartUp`, where one was measured."""
     return {
         "machine": {
             **machine(),
             "load": [round(load, 1) for load in os.getloadavg()],
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "torch": torch.__version__,
+            "kernels": kernels(),
             "threads": torch.get_num_threads(),
         },
         "preset": preset,
@@ -318,7 +332,19 @@ def report(
         "copy GB/s": speed[0] / 1e9,
         "product GFLOP/s": speed[1] / 1e9,
         "rows": [asdict(row) for row in rows],
+        "start-up": start,
     }
+
+
+def kernels() -> dict[str, str]:
+    """Versions of `KERNELS`; `none` of what is not installed."""
+    versions = {}
+    for name in KERNELS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    return versions
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -326,8 +352,10 @@ def markdown(found: dict[str, Any]) -> str:
     facts = found["machine"]
     lines = [
         f"{facts['device']}, {facts['cpu']}, {facts['cores']} cores, load {facts['load'][0]} at the end; "
-        f"torch {facts['torch']}, {facts['threads']} threads; preset {found['preset']}, {found['type']}, "
-        f"{found['runs']} runs, times {found['times']}; copy {found['copy GB/s']:.1f} GB/s, "
+        f"torch {facts['torch']}, {facts['threads']} threads, "
+        f"{', '.join(' '.join(pair) for pair in facts['kernels'].items())}; "
+        f"preset {found['preset']}, {found['type']}, {found['runs']} runs, "
+        f"times {found['times']}; copy {found['copy GB/s']:.1f} GB/s, "
         f"product {found['product GFLOP/s']:.0f} GFLOP/s.",
         "",
         f"| views | H | steps | tokens | {' | '.join(STAGES)} | chunk p50 | p99 "
@@ -346,7 +374,16 @@ def markdown(found: dict[str, Any]) -> str:
             f"{row['difference']:.0e}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, "", "Times in ms. Stages are timed one by one, operation by operation.", ""])
+    lines += ["", "Times in ms. Stages are timed one by one, operation by operation."]
+    if (start := found["start-up"]) is not None:
+        lines += [
+            "",
+            f"Start-up with files in the cache, engine {start['engine']}: {start['total']:.1f} s, of it "
+            f"imports {start['imports']:.1f}, load {start['load']:.1f}, configure {start['configure']:.1f}. "
+            f"Weights {start['weights_mib']:.0f} MiB; at most {start['host_mib']:.0f} MiB of the host that "
+            f"no file stands for, {start['device_mib']:.0f} MiB of the device.",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

@@ -3,12 +3,16 @@
 
 Same results as the stock modules (test/model/test_backbone.py), less time: the patch embedding is a matrix
 product, images of one size go through attention together, the depthwise convolution is a sum of shifted
-products, and the gated delta rule of a prompt of one chunk needs no recurrent state. Padding must be on the
-right: all text layers are causal, so it never reaches a token.
+products, and the gated delta rule of a prompt of one chunk needs no recurrent state. On CUDA in 16 bits the
+rule is flash-linear-attention's where that is installed. Padding must be on the right: all text layers are
+causal, so it never reaches a token.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +33,10 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from qwen_vla_ros.model.action_expert import rotate
 
+LOG = logging.getLogger(__name__)
+# transformers puts flash-linear-attention in its place where that is installed, on a CPU too, which it cannot
+# serve.
+_chunked_delta_rule = inspect.unwrap(torch_chunk_gated_delta_rule)
 # Above this length the quadratic single chunk costs more than the stock scan over chunks of 64.
 SINGLE_CHUNK = 128
 
@@ -128,6 +136,32 @@ def single_chunk_delta_rule(query: Tensor, key: Tensor, value: Tensor, g: Tensor
     return ((query @ key.transpose(-1, -2)) * decay) @ corrected
 
 
+@lru_cache
+def fused_delta_rule(device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """flash-linear-attention's gated delta rule; None where torch has to do.
+
+    Args:
+        device: Type of the device; the kernels are for `cuda`.
+        dtype: Of the activations; the kernels are for 16 bits.
+    """
+    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "fla":
+            LOG.warning("flash-linear-attention needs %s: Gated DeltaNet runs in torch", error.name)
+        else:
+            LOG.warning("flash-linear-attention is not installed: Gated DeltaNet runs in torch")
+        return None
+    except Exception as error:  # whatever an extension raises that does not fit torch or the driver
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        LOG.warning("flash-linear-attention cannot be used, Gated DeltaNet runs in torch: %s", first)
+        return None
+    LOG.info("Gated DeltaNet runs with flash-linear-attention")
+    return chunk_gated_delta_rule
+
+
 def linear_mixer(layer: Qwen3_5GatedDeltaNet, x: Tensor) -> Tensor:
     """Gated DeltaNet. x (B, L, D) -> (B, L, D)."""
     batch, length, _ = x.shape
@@ -138,15 +172,20 @@ def linear_mixer(layer: Qwen3_5GatedDeltaNet, x: Tensor) -> Tensor:
     value = value.view(batch, length, -1, layer.head_v_dim)
     beta = layer.in_proj_b(x).sigmoid()
     g = -layer.A_log.float().exp() * F.softplus(layer.in_proj_a(x).float() + layer.dt_bias)
-    if length <= SINGLE_CHUNK:
-        repeats = layer.num_v_heads // layer.num_k_heads
+    repeats = layer.num_v_heads // layer.num_k_heads
+    fused = fused_delta_rule(x.device.type, x.dtype)
+    if fused is not None:
+        if repeats > 1:
+            query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
+        out, _ = fused(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)
+    elif length <= SINGLE_CHUNK:
         query, key = l2norm(query.float()) * layer.head_k_dim**-0.5, l2norm(key.float())
         if repeats > 1:
             query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
         query, key, value, beta, g = (t.transpose(1, 2) for t in (query, key, value.float(), beta.float(), g))
         out = single_chunk_delta_rule(query, key, value, g, beta).transpose(1, 2).to(x.dtype)
     else:
-        out, _ = torch_chunk_gated_delta_rule(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)
+        out, _ = _chunked_delta_rule(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)
     gate = layer.in_proj_z(x).view(batch, length, -1, layer.head_v_dim)
     return layer.out_proj(layer.norm(out, gate).reshape(batch, length, -1))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from qwen_vla_ros.model.prepare import Preparation, ProcessorError
 from qwen_vla_ros.policy import MANIFEST, serving
 from qwen_vla_ros.policy.interface import Continuation, Observation, ObservationError, PolicyError, PolicyInfo
 
+LOG = logging.getLogger(__name__)
 FORMAT = 2
 WARM_UP_RUNS = 2
 PROVIDERS = {
@@ -37,8 +39,13 @@ class _Graph:
 
 def choose_providers(device: str) -> list[str]:
     """`auto`, `cpu`, `cuda` or `tensorrt` -> execution providers that are there. Raises PolicyError."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise PolicyError(
+            f"backend onnx: the Python module {error.name!r} is missing: pip install 'qwen_vla_ros[onnx]', "
+            "for a GPU onnxruntime-gpu in place of onnxruntime"
+        ) from error
     found = onnxruntime.get_available_providers()
     if device == "auto":
         device = "cuda" if "CUDAExecutionProvider" in found else "cpu"
@@ -98,7 +105,7 @@ class OnnxPolicy:
         self._folder, self._statistics = folder, statistics
         self._temperature = self._manifest["temperature"] if temperature is None else temperature
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._providers = choose_providers(device)
+        self._device, self._providers = device, choose_providers(device)
         try:
             self._preparation = Preparation.from_folder(folder)
         except ProcessorError as error:
@@ -151,13 +158,26 @@ class OnnxPolicy:
             options.log_severity_level = 3
             path = self._folder / name
             try:
-                self._sessions[name] = onnxruntime.InferenceSession(
-                    str(path), options, providers=self._providers
-                )
+                session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
             except Exception as error:  # onnxruntime raises a class of its own for every cause
                 text = " ".join(str(error).split())
                 raise PolicyError(f"{path}: cannot be loaded: {text}; export it again") from error
+            self._check_providers(session.get_providers())
+            self._sessions[name] = session
         return self._sessions[name]
+
+    def _check_providers(self, found: list[str]) -> None:
+        """onnxruntime takes the next provider, without a word, where the libraries of one are missing."""
+        if found[0] == self._providers[0]:
+            return
+        trouble = (
+            f"device {self._device!r}: {self._providers[0]} cannot start, its libraries (CUDA, cuDNN, "
+            f"TensorRT) are missing or do not fit; onnxruntime has only {', '.join(found)}"
+        )
+        if self._device != "auto":
+            raise PolicyError(f"{trouble}; install them, or take device cpu")
+        LOG.warning("%s, which runs the model", trouble)
+        self._providers = found
 
     def configure(self, embodiment: Embodiment) -> None:
         manifest = self._manifest

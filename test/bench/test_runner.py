@@ -42,6 +42,8 @@ def test_report_holds_the_figures_and_missed_targets_count(tmp_path, monkeypatch
     assert report["results"]["one"][0]["ratio"] == 2.0 / value
     assert report["results"]["one"][0]["detail"] == {"repetitions": 3}
     assert report["machine"]["cores"] >= 1
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert f"| one | figure | {value:g} ms | 2 ms | {2.0 / value:.2f} |" in lines
 
 
 def test_module_that_fails_is_named_with_what_it_printed():
@@ -61,6 +63,9 @@ def test_fault_is_reported_and_the_others_still_run(tmp_path, monkeypatch):
     report = json.loads(out.read_text())
     assert report["faults"] == {"broken": "broken: no camera"}
     assert list(report["results"]) == ["whole"]
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert "| whole | figure | 1 ms |  |  |" in lines
+    assert "- broken: broken: no camera" in lines
 
 
 def test_embodiment_commands_load_nothing_heavy():

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import logging
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from transformers.models.qwen3_5.modeling_qwen3_5 import l2norm, torch_chunk_gated_delta_rule
@@ -132,6 +138,80 @@ def test_single_chunk_delta_rule(length: int) -> None:
     q, k, v, decay, rate = (t.transpose(1, 2) for t in (l2norm(query) * 8**-0.5, l2norm(key), value, g, beta))
     found = backbone.single_chunk_delta_rule(q, k, v, decay, rate).transpose(1, 2)
     assert_equal(found, expected)
+
+
+@pytest.fixture
+def choice():
+    backbone.fused_delta_rule.cache_clear()
+    yield backbone.fused_delta_rule
+    backbone.fused_delta_rule.cache_clear()
+
+
+def install(monkeypatch, **names) -> None:
+    """A package `fla` with these names where its gated delta rule is."""
+    for name in ("fla", "fla.ops", "fla.ops.gated_delta_rule"):
+        module = ModuleType(name)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    vars(sys.modules["fla.ops.gated_delta_rule"]).update(names)
+
+
+def test_flash_linear_attention_where_it_can_run(monkeypatch, choice) -> None:
+    def kernel() -> None: ...
+
+    install(monkeypatch, chunk_gated_delta_rule=kernel)
+    assert choice("cuda", torch.bfloat16) is choice("cuda", torch.float16) is kernel
+    assert choice("cuda", torch.float32) is choice("cpu", torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (None, "flash-linear-attention is not installed: Gated DeltaNet runs in torch"),
+        ({}, "flash-linear-attention cannot be used, Gated DeltaNet runs in torch: cannot import name"),
+    ],
+)
+def test_without_flash_linear_attention_a_log_line_says_so_once(
+    monkeypatch, caplog, choice, names, told: str
+) -> None:
+    if names is None:
+        monkeypatch.setitem(sys.modules, "fla", None)
+    else:
+        install(monkeypatch, **names)
+    with caplog.at_level(logging.WARNING):
+        assert choice("cuda", torch.bfloat16) is None
+        assert choice("cuda", torch.bfloat16) is None
+    assert len([record for record in caplog.records if record.message.startswith(told)]) == 1
+
+
+@pytest.mark.parametrize("value_heads", [1, 2])
+def test_a_fused_rule_takes_the_place_of_ours(tiny, monkeypatch, value_heads: int) -> None:
+    config = copy.deepcopy(tiny[0].config.backbone.text_config)
+    config.linear_num_value_heads = value_heads * config.linear_num_key_heads
+    layer = type(tiny[0].backbone.model.language_model.layers[0].linear_attn)(config, 0).float()
+    x = torch.randn(2, 40, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    # transformers' own has the interface and the meaning of flash-linear-attention's.
+    def fused(query, key, value, **options):
+        assert query.shape[:3] == key.shape[:3] == value.shape[:3]
+        assert set(options) == {"g", "beta", "use_qk_l2norm_in_kernel"}
+        calls.append(query.shape)
+        return inspect.unwrap(torch_chunk_gated_delta_rule)(query, key, value, **options)
+
+    with torch.no_grad():
+        expected = backbone.linear_mixer(layer, x)
+        monkeypatch.setattr(backbone, "fused_delta_rule", lambda *_: fused)
+        found = backbone.linear_mixer(layer, x)
+    assert len(calls) == 1
+    assert_equal(found, expected, 2e-5)
+
+
+def test_on_a_cpu_transformers_choice_of_a_kernel_is_not_taken() -> None:
+    rule = backbone._chunked_delta_rule
+    assert rule.__module__.startswith("transformers.")
+    assert not hasattr(rule, "__wrapped__")
+    assert rule is not torch_chunk_gated_delta_rule
 
 
 def test_causal_depthwise_convolution() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qwen_vla_ros import resources
 from qwen_vla_ros.embodiment import load_embodiment
@@ -96,6 +97,36 @@ def test_what_cannot_be_traced_runs_operation_by_operation_and_says_so(pair, cap
     told = "cannot be traced, runs operation by operation: an operation that no graph can hold"
     assert [record.message for record in caplog.records].count(told) == 1
     found, expected = policy.infer(observe(6), seed=6), pair[1].infer(observe(6), seed=6)
+    assert np.abs(found - expected).max() <= TOLERANCE
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_what_cannot_be_captured_runs_operation_by_operation_and_says_so(pair, caplog, monkeypatch) -> None:
+    engine = pair[0]._engine
+    expected = engine._replay(engine.shape.length).clone()
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    monkeypatch.setattr(engine, "how", "")
+    with caplog.at_level(logging.WARNING):
+        replay = engine._prepare()
+    assert engine.how == "operation by operation"
+    assert [r for r in caplog.records if "no CUDA graph, every operation is launched by itself" in r.message]
+    with torch.no_grad():
+        assert float((replay(engine.shape.length) - expected).abs().max()) <= TOLERANCE
+
+
+def test_a_body_whose_prompts_are_too_long_runs_without_it_and_says_so(pair, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("qwen_vla_ros.model.fixed.MAX_TOKENS", 20)
+    folder = resources.checkpoints_directory() / "qwen_vla_tiny"
+    policy = load_policy(folder, "cpu", threads=1, backend="engine")
+    with caplog.at_level(logging.WARNING):
+        policy.configure(load_embodiment("franka_panda"))
+    assert policy.info.details["engine"] == "none"
+    told = [
+        record.message for record in caplog.records if "no fixed shapes for franka_panda" in record.message
+    ]
+    assert len(told) == 1
+    assert "fixed shapes hold at most 20" in told[0]
+    found, expected = policy.infer(observe(7), seed=7), pair[1].infer(observe(7), seed=7)
     assert np.abs(found - expected).max() <= TOLERANCE
 
 

@@ -134,6 +134,14 @@ def test_bad_options(random_checkpoint: Path, options: dict, message: str) -> No
         load_policy(random_checkpoint, **{"device": "cpu", **options})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("backend", ["eager", "engine"])
+def test_no_cuda(random_checkpoint: Path, backend: str) -> None:
+    with pytest.raises(PolicyError, match=r"device 'cuda': cannot be used: .*CUDA.*; try `auto` or `cpu`"):
+        load_policy(random_checkpoint, "cuda", backend=backend)
+    assert load_policy(random_checkpoint, "auto", backend=backend).info.device == "cpu"
+
+
 def test_threads_leave_a_core_to_others(random_checkpoint: Path) -> None:
     load_policy(random_checkpoint, "cpu")
     assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) - 1)

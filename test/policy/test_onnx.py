@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,9 @@ print(policy.info.details["engine"], chunk.shape, bool(np.isfinite(chunk).all())
 def test_refuses_in_clear_words(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="no CUDAExecutionProvider"):
         choose_providers("cuda")
+    with pytest.raises(PolicyError, match=r"no Tensorrt\w+ and no CUDA\w+, only .*CPU"):
+        choose_providers("tensorrt")
+    assert choose_providers("auto") == ["CPUExecutionProvider"]
     with pytest.raises(PolicyError, match="onnx knows auto, cpu, cuda, tensorrt"):
         choose_providers("npu")
     with pytest.raises(PolicyError, match="qwen-vla export"):
@@ -164,3 +168,28 @@ def test_refuses_in_clear_words(shipped: Path, tmp_path: Path) -> None:
     (changed / manifest["graphs"][0]["graph"]).write_bytes(b"not a graph")
     with pytest.raises(PolicyError, match=r"onnx: cannot be loaded"):
         load_policy(changed, "cpu").configure(body)
+
+
+def test_a_provider_that_cannot_start_is_told_of(monkeypatch, caplog, shipped: Path) -> None:
+    import onnxruntime
+
+    # As onnxruntime-gpu on a machine without CUDA's libraries: it lists the provider, then does without.
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    body = load_embodiment("franka_panda")
+    for device, name in (("cuda", listed[1]), ("tensorrt", listed[0])):
+        policy = OnnxPolicy.load(shipped, device, threads=1)
+        with pytest.raises(PolicyError, match=rf"device '{device}': {name} cannot start, .*only CPU"):
+            policy.configure(body)
+    policy = OnnxPolicy.load(shipped, "auto", threads=1)
+    with caplog.at_level(logging.WARNING):
+        policy.configure(body)
+    told = "CUDAExecutionProvider cannot start"
+    assert len([record for record in caplog.records if told in record.message]) == 1
+    assert policy.info.device == "CPUExecutionProvider"
+
+
+def test_without_onnxruntime(monkeypatch, shipped: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(PolicyError, match="module 'onnxruntime' is missing: pip install"):
+        load_policy(shipped, "cpu")
