@@ -35,7 +35,9 @@ def test_results_do_not_depend_on_padding(tiny, picture) -> None:
     alone = encode(tiny, [short], images[:1])
     length = int(alone.mask.sum())
     assert together.hidden.shape[1] > length + 40
-    torch.testing.assert_close(together.hidden[0, :length], alone.hidden[0], atol=3e-6, rtol=0)
+    # Products of other shapes are added up in another order, by how much depends on the processor.
+    rounding = 16 * torch.finfo(torch.float32).eps * alone.hidden.abs().max().item()
+    torch.testing.assert_close(together.hidden[0, :length], alone.hidden[0], atol=rounding, rtol=0)
     noise = torch.randn(2, 16, 32)
     mask = mask_of((16, 8), (16, 8))
     torch.testing.assert_close(
@@ -44,6 +46,21 @@ def test_results_do_not_depend_on_padding(tiny, picture) -> None:
         atol=1e-5,
         rtol=0,
     )
+
+
+@torch.no_grad()
+def test_what_stands_in_the_padding_reaches_no_token(tiny, picture) -> None:
+    """To the last bit: nothing but the padding differs."""
+    model, processor = tiny
+    batch = processor.prompts([(HEAD + "reach", ["ego"]), (HEAD + "reach " * 60, ["ego"])])
+    images = processor.images([("ego", picture(0)), ("ego", picture(1))])
+    before = model.encode(**batch, **images)
+    length = int(batch["attention_mask"][0].sum())
+    batch["input_ids"][0, length:] = batch["input_ids"][1, length - 1]
+    after = model.encode(**batch, **images)
+    assert not torch.equal(after.hidden[0, length:], before.hidden[0, length:])
+    assert torch.equal(after.hidden[0, :length], before.hidden[0, :length])
+    assert torch.equal(after.hidden[1], before.hidden[1])
 
 
 def test_padding_on_the_left_is_refused(tiny, picture) -> None:
