@@ -31,13 +31,13 @@ def test_results_do_not_depend_on_padding(tiny, picture) -> None:
     model, _ = tiny
     short, long = (HEAD + "reach", ["ego"]), (HEAD + "reach " * 60, ["ego"])
     images = [("ego", picture(0)), ("ego", picture(1))]
-    together = encode(tiny, [short, long], images)
-    alone = encode(tiny, [short], images[:1])
+    # oneDNN adds up products of another shape in another order, by how much depends on the processor.
+    with torch.backends.mkldnn.flags(enabled=False):
+        together = encode(tiny, [short, long], images)
+        alone = encode(tiny, [short], images[:1])
     length = int(alone.mask.sum())
     assert together.hidden.shape[1] > length + 40
-    # Products of other shapes are added up in another order, by how much depends on the processor.
-    rounding = 16 * torch.finfo(torch.float32).eps * alone.hidden.abs().max().item()
-    torch.testing.assert_close(together.hidden[0, :length], alone.hidden[0], atol=rounding, rtol=0)
+    torch.testing.assert_close(together.hidden[0, :length], alone.hidden[0], atol=3e-6, rtol=0)
     noise = torch.randn(2, 16, 32)
     mask = mask_of((16, 8), (16, 8))
     torch.testing.assert_close(
