@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +21,9 @@ from typing import Any
 import pytest
 
 PACKAGE = "qwen_vla_ros"
+# A fixture that hangs at its end, because of what made its test fail, ends the run [s]. pytest's
+# faulthandler_timeout is over by then: it counts to the failure.
+_LONGEST_END = 120.0
 _PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
 
 
@@ -269,6 +274,7 @@ def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
     thread.start()
     yield node
     ended.set()
+    faulthandler.dump_traceback_later(_LONGEST_END, exit=True, file=sys.__stderr__)
     thread.join(5.0)
     executor.shutdown()
     # destroy_node() leaves action clients. They would keep the DDS participant until the garbage collector
@@ -277,6 +283,7 @@ def _ros_node(ros_environment: dict[str, str]) -> Iterator[Any]:
         waitable.destroy()
     node.destroy_node()
     rclpy.shutdown(context=context)
+    faulthandler.cancel_dump_traceback_later()
     assert not thread.is_alive(), "the spinning thread of the test node did not end"
 
 

@@ -222,7 +222,7 @@ def _build_aloha(setting: str) -> mujoco.MjSpec:
     for side in ("left", "right"):
         gripper = f"vx300s_{side}/gripper_link"
         spec.body(gripper).add_site(name=f"{side}_tool", pos=[0.13, 0, 0])
-        scene.add_camera(spec, f"cam_{side}_wrist", (-0.02, 0.0, 0.09), (0.16, 0.0, 0.02), 80, body=gripper)
+        scene.add_camera(spec, f"cam_{side}_wrist", (0.03, 0.0, 0.10), (0.15, 0.0, 0.0), 80, body=gripper)
     scene.dress(spec)
     scene.add_floor(spec, -0.75)
     scene.add_table(spec, (0.0, 0.5, 0.0), (1.30, 0.90), floor=-0.75)

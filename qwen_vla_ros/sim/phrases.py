@@ -25,6 +25,9 @@ _BY_ARM = (
     "with the {arm} {limb}, please {do}",
     "please use the {arm} {limb} to {do}",
 )
+# A hand is somebody's: twice as many frames. So that what is kept for evaluation does not tell one task from
+# another by its frame, each of them has been heard with several verbs of each task.
+_BY_HAND = (*_BY_ARM, *(each.replace("the {arm} {limb}", "your {arm} {limb}") for each in _BY_ARM))
 _BY_BOTH = tuple(each.replace("the {arm} {limb}", "both {limb}s") for each in _BY_ARM)
 _ALONE = ("{do}", "please {do}")
 
@@ -145,7 +148,11 @@ _WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "pick_up_with_arm": (
         "pick up the {colour} {kind} with the {arm} arm",
         (
-            *_sentences(_BY_ARM, ("pick up", "pick * up", "lift", "take"), limbs=("arm", "gripper")),
+            *_sentences(
+                _BY_ARM,
+                ("pick up", "pick * up", "lift", "lift up", "raise", "take", "grab", "grasp * and lift it"),
+                limbs=("arm", "gripper"),
+            ),
             *_sentences(_ALONE, ("grasp * with the {arm} gripper and lift it",)),
         ),
         (
@@ -156,9 +163,18 @@ _WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "touch": (
         "touch the {colour} {kind} with the {arm} hand",
         (
-            *_sentences(_BY_ARM, ("touch",), limbs=("hand",)),
+            *_sentences(_BY_HAND, ("touch", "tap", "reach", "reach for"), limbs=("hand",)),
             *_sentences(
-                _ALONE, ("put the {arm} hand on", "move the {arm} hand to", "touch * with your {arm} hand")
+                _ALONE,
+                (
+                    "put the {arm} hand on",
+                    "place the {arm} hand on",
+                    "put your {arm} hand on",
+                    "move the {arm} hand to",
+                    "move your {arm} hand to",
+                    "bring the {arm} hand to",
+                    "bring your {arm} hand to",
+                ),
             ),
         ),
         (
@@ -169,10 +185,18 @@ _WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "point": (
         "point at the {colour} {kind} with the {arm} hand",
         (
-            *_sentences(_BY_ARM, ("point at", "point to", "show"), limbs=("hand",)),
+            *_sentences(
+                _BY_HAND, ("point at", "point to", "point toward", "show", "show me"), limbs=("hand",)
+            ),
             *_sentences(
                 _ALONE,
-                ("point the {arm} hand at", "point the {arm} hand to", "point at * with your {arm} hand"),
+                (
+                    "point the {arm} hand at",
+                    "point the {arm} hand to",
+                    "point the {arm} hand toward",
+                    "point your {arm} hand at",
+                    "point your {arm} hand to",
+                ),
             ),
         ),
         (
@@ -183,17 +207,8 @@ _WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "wave": (
         "wave with the {arm} hand",
         (
-            *_sentences(_BY_ARM, ("wave",), ("",), ("hand",)),
-            *_sentences(
-                _ALONE,
-                (
-                    "wave the {arm} hand",
-                    "wave your {arm} hand",
-                    "wave with your {arm} hand",
-                    "use your {arm} hand to wave",
-                ),
-                ("",),
-            ),
+            *_sentences(_BY_HAND, ("wave",), ("",), ("hand",)),
+            *_sentences(_ALONE, ("wave the {arm} hand", "wave your {arm} hand"), ("",)),
         ),
         ("use the {arm} hand to wave", "please wave your {arm} hand"),
     ),
