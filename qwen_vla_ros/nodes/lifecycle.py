@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import sys
 import time
@@ -130,7 +131,9 @@ class BodyNode(LifecycleNode):
 
     def stamp(self, time: float):
         """A stamp message of a time [s]."""
-        return Time(nanoseconds=round(time * 1e9)).to_msg()
+        # Not round(1e9 * time): of so large a number a float keeps a quarter of a microsecond.
+        whole = math.floor(time)
+        return Time(nanoseconds=whole * 10**9 + round((time - whole) * 1e9)).to_msg()
 
     def value(self, name: str):
         return self.get_parameter(name).value
