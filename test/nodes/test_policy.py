@@ -140,9 +140,8 @@ def show_images(stack, period: float) -> list[float]:
     def show() -> None:
         header = Header(stamp=stack.node.get_clock().now().to_msg())
         rgb = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        # First: while publish() waits, the chunk that is made of it may come.
-        sent.append(seconds(header.stamp))
         camera.publish(rgb_to_encoding(rgb, "rgb8", header))
+        sent.append(seconds(header.stamp))
 
     stack.node.call_in_loop(lambda: stack.node.create_timer(period, show))
     return sent
