@@ -65,6 +65,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether work on it goes into a CUDA graph, so that its values cannot be looked at."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class JointAttention(nn.Module):
     """Self-attention over VLM and action tokens alike."""
 
@@ -191,7 +196,7 @@ class ActionExpert(nn.Module):
             # A padded query must see something, or its softmax is NaN; its output is read by nobody.
             own = torch.eye(total, dtype=torch.bool, device=mask.device)
             seen = (seen & torch.ones(total, total, dtype=torch.bool, device=mask.device).tril()) | own
-        elif bool(mask.all()):
+        elif not _is_captured(mask) and bool(mask.all()):
             return None
         return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, -math.inf)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,23 @@ def sample_prefix(
     if torch.rand((), generator=generator, device=device) >= _PREFIXED:
         return None
     return torch.randint(1, config.prefix_rows + 1, (count,), generator=generator, device=device)
+
+
+def draw_flow(
+    count: int, shape: Sequence[int], config: FlowConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What `flow_loss` draws, for a computation that is captured and cannot draw; prefixes of no rows where a
+    batch has none.
+
+    shape: (H, K).
+    """
+    device = generator.device
+    prefix = sample_prefix(count, shape[0], config, generator) if config.prefix_rows else None
+    return {
+        "noise": torch.randn(count, *shape, generator=generator, device=device),
+        "tau": sample_tau(count, config, generator),
+        "prefix": torch.zeros(count, dtype=torch.long, device=device) if prefix is None else prefix,
+    }
 
 
 def apply_padding(sample: Tensor, mask: Tensor, config: FlowConfig) -> Tensor:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,8 @@ class Preparation:
         self, vocabulary: Mapping[str, int], encode: Callable[[str], list[int]], config: ProcessorConfig
     ) -> None:
         self._vocabulary, self._encode, self.config = vocabulary, encode, config
+        # Asking a tokenizer for its vocabulary takes longer than tokenizing a prompt.
+        self._tags: set[str] = set()
         self.image_id = self._special(config.image_token, "image_token")
 
     @classmethod
@@ -119,11 +122,13 @@ class Preparation:
 
     def _tag(self, view: str, end: int) -> str:
         tag = self.config.view_tags[end].format(view=view)
-        if tag not in self.vocabulary:
-            raise ProcessorError(
-                f"view {view!r}: the tokenizer has no tag {tag!r}; this checkpoint knows the views "
-                f"{', '.join(self.views) or 'none'}"
-            )
+        if tag not in self._tags:
+            if tag not in self.vocabulary:
+                raise ProcessorError(
+                    f"view {view!r}: the tokenizer has no tag {tag!r}; this checkpoint knows the views "
+                    f"{', '.join(self.views) or 'none'}"
+                )
+            self._tags.add(tag)
         return tag
 
     def merged_grid(self, view: str) -> tuple[int, int]:
@@ -186,11 +191,21 @@ class Preparation:
         image = resized(image, 2 * height, 2 * width, cv2.INTER_LINEAR)
         return resized(image, height, width, cv2.INTER_AREA)
 
-    def _patchify(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def patchify(self, image: Any) -> Any:
+        """Patches of images that have their view's size, in the order of Qwen's processor.
+
+        image: An array or a tensor, shape (..., h, w, 3). Returns one of shape (patches, 3 * patch_size**2).
+        """
         patch, merge = self.config.patch_size, self.config.merge_size
-        rows, columns = image.shape[0] // (patch * merge), image.shape[1] // (patch * merge)
-        blocks = image.reshape(rows, merge, patch, columns, merge, patch, 3)
-        return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * patch * patch)
+        rows, columns = image.shape[-3] // (patch * merge), image.shape[-2] // (patch * merge)
+        blocks = image.reshape(-1, rows, merge, patch, columns, merge, patch, 3)
+        turn = blocks.permute if hasattr(blocks, "permute") else blocks.transpose
+        return turn(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * patch * patch)
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Factor and offset from pixel values of 0 to 255 to what the model reads: (v / 255 - mean) / std."""
+        return 1 / (255 * self.config.std), -self.config.mean / self.config.std
 
 
 def tokenizer_file(folder: Path) -> Path:

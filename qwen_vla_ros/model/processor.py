@@ -77,14 +77,14 @@ class QwenVLAProcessor(Preparation):
             pixel_values (patches, 3 * patch_size**2) float32, one frame per image, in the patch order of
             Qwen's processor; image_grid_thw (N, 3) int64.
         """
-        patches = [self._patchify(self.resize(view, image)) for view, image in images]
+        patches = [self.patchify(self.resize(view, image)) for view, image in images]
         grid = [
             (1, *(side // self.config.patch_size for side in self.config.size_of(view))) for view, _ in images
         ]
         pixels = np.concatenate(patches, dtype=np.float32)
-        # (v / 255 - mean) / std
-        pixels *= 1 / (255 * self.config.std)
-        pixels -= self.config.mean / self.config.std
+        factor, offset = self.scaling
+        pixels *= factor
+        pixels += offset
         return {"pixel_values": torch.from_numpy(pixels), "image_grid_thw": torch.tensor(grid)}
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -71,6 +71,8 @@ _CHANGED = (
     "mat_rgba",
 )
 _AWAY = (0.0, 0.0, -5.0)
+# How many scenes are laid out until one has a goal.
+_SCENES = 20
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,24 @@ class World:
             name: value + rng.uniform(-noise, noise) if name in self._arm_joints() else value
             for name, value in self.home.items()
         }
+        for _ in range(_SCENES):
+            self._lay_out(rng, joints)
+            # Rarely nothing in a scene can be done: a push has no room, a thing stands out of reach.
+            if goals := self.goals():
+                break
+        else:
+            raise SimulationError(f"task {task!r}: no goal in any of {_SCENES} scenes of seed {seed}")
+        goal = goals[int(rng.integers(len(goals)))]
+        if wording != CANONICAL:
+            choice = phrases(goal, wording)
+            goal = replace(goal, instruction=choice[int(rng.integers(len(choice)))])
+        self.goal = goal
+        return Episode(task, goal.instruction, self._task.time_limit)
+
+    def _lay_out(self, rng: np.random.Generator, joints: dict[str, float]) -> None:
+        """Things of the task at random places, and the robot at its start."""
+        assert self._task is not None
+        full = self._look is not None
         if self._look is not None:
             self._forget_things()
             self._look.draw(rng)
@@ -314,13 +334,6 @@ class World:
             self._task.place(self, rng)
         pose = self._task.start_pose(rng) if full else (0.0, 0.0, 0.0)
         self.teleport(joints=joints, base_pose=pose)
-        goals = self.goals()
-        goal = goals[int(rng.integers(len(goals)))]
-        if wording != CANONICAL:
-            choice = phrases(goal, wording)
-            goal = replace(goal, instruction=choice[int(rng.integers(len(choice)))])
-        self.goal = goal
-        return Episode(task, goal.instruction, self._task.time_limit)
 
     def select(self, task: str) -> None:
         """Ask for another task in the present scene; its first goal is judged until another is set."""

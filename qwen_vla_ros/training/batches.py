@@ -24,7 +24,8 @@ from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
 from qwen_vla_ros.training.demonstrations import HANDS
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.losses import Grounding
+from qwen_vla_ros.training.losses import Grounding, motion
+from qwen_vla_ros.training.shared_prefix import Trunk, common_trunk
 
 # How often the first prompt about a picture is the goal that the robot was after: near the end of a grasp
 # the other goals say little about it.
@@ -41,16 +42,20 @@ class Batch:
         pixel_values, image_grid_thw: As QwenVLAProcessor.images gives them, n * v pictures.
         prompts: input_ids, attention_mask, position_ids, as QwenVLAProcessor.collate gives them; those
             of a picture follow one another.
+        trunk: Of all prompts of the body.
         actions: Normalised, zero outside the mask. Shape (b, H, K).
         mask: Shape (b, H, K).
+        motion: See losses.motion. Shape (b,).
         grounding: See Grounding.
     """
 
     pixel_values: Tensor
     image_grid_thw: Tensor
     prompts: dict[str, Tensor]
+    trunk: Trunk
     actions: Tensor
     mask: Tensor
+    motion: Tensor
     grounding: Grounding
 
 
@@ -87,6 +92,10 @@ class BodyDemonstrations:
         self.metas = [demonstrations.read_meta(each) for each in folders]
         self.meta, folder = self.metas[0], folders[0]
         self.embodiment = load_embodiment(self.meta.embodiment)
+        sizes = {processor.config.size_of(view) for view in self.meta.views}
+        if len(sizes) > 1:
+            raise TrainingError(f"{folder}: views of several sizes, {sorted(sizes)}: expected one size")
+        (self._size,) = sizes
         for each, meta in zip(folders, self.metas, strict=True):
             _compare(each, meta, self.embodiment)
             _compare_lists(each, meta, self.meta)
@@ -98,31 +107,83 @@ class BodyDemonstrations:
         self.statistics: Statistics = resolve_statistics(self.embodiment, {self.embodiment.name: found})
         self._processor = processor
         self._shape = shape
-        self._mask = torch.from_numpy(self.embodiment.layout.mask(*shape))
-        self._tokens: dict[str, list[int]] = {}
         first = demonstrations.read_shard(folder, self.meta, 0, ("classes",))["classes"]
         self.hands = self._find_hands(first).shape[1]
-        self._arrays: dict[str, np.ndarray] = {}
+        self._device = torch.device("cpu")
+        self._tensors: dict[str, Tensor] = {}
 
-    def read(self) -> None:
-        """Read the pictures, gigabytes; the first `draw` does it otherwise.
+    def read(self, device: torch.device | None = None) -> None:
+        """Read the pictures, gigabytes, into the memory of a device; the first `draw` does it otherwise.
 
         Raises:
             TrainingError: A shard is missing or damaged, or a picture has no goal.
         """
-        if self._arrays:
+        if self._tensors:
             return
-        arrays = demonstrations.join([demonstrations.read_all(each)[1] for each in self._folders])
-        state = arrays.pop("state")
+        if device is not None:
+            self._device = device
+        patches = torch.empty((len(self), *self._patch_shape()), dtype=torch.uint8, device=self._device)
+        parts, start = [], 0
+        for folder, meta in zip(self._folders, self.metas, strict=True):
+            for shard in range(meta.shards):
+                parts.append(demonstrations.read_shard(folder, meta, shard))
+                images = parts[-1].pop("images")
+                patches[start : start + len(images)] = self._patches(images)
+                start += len(images)
+        arrays = demonstrations.join(parts)
+        goals = (arrays["tasks"] >= 0).sum(axis=1)
+        if not goals.all():
+            names = ", ".join(str(each) for each in self._folders)
+            raise TrainingError(f"{names}: picture {int(goals.argmin())} has no goal")
+        self._goals, self._focus = goals, arrays["focus"]
+        texts: dict[str, int] = {}
+        known = arrays["tasks"] >= 0
+        sentences = np.zeros(known.shape, dtype=np.int64)
+        sentences[known] = [texts.setdefault(t, len(texts)) for t in arrays["instructions"][known].tolist()]
+        state = arrays["state"]
         # A joint that hardly moves is not blown up.
         spread = np.maximum(state.std(axis=0), _LEAST_SPREAD)
-        self._joints = ((state - state.mean(axis=0)) / spread).astype(np.float32)
-        self._hands = self._find_hands(arrays["classes"])
-        self._goals = (arrays["tasks"] >= 0).sum(axis=1)
-        if not self._goals.all():
-            names = ", ".join(str(each) for each in self._folders)
-            raise TrainingError(f"{names}: picture {int(self._goals.argmin())} has no goal")
-        self._arrays = arrays
+        tensors = {
+            "sentences": sentences,
+            "actions": normalise(arrays["actions"], self.statistics).astype(np.float32),
+            "joints": ((state - state.mean(axis=0)) / spread).astype(np.float32),
+            "hands": self._find_hands(arrays["classes"]),
+            **{name: arrays[name] for name in ("targets", "classes", "pixels", "visible", "places")},
+        }
+        self._mask = torch.from_numpy(self.embodiment.layout.mask(*self._shape)).to(self._device)
+        prompts = self._table([self._prompt_ids(text) for text in texts], self.meta.views)
+        self._prompts = prompts
+        self._trunk = common_trunk(prompts["input_ids"], prompts["attention_mask"], self._processor.image_id)
+        self._texts = list(texts)
+        self._sentences: dict[str, Tensor] = {}
+        grid = [(1, *(side // self._processor.config.patch_size for side in self._size))]
+        self._grid = torch.tensor(grid * len(self.meta.views))
+        self._tensors = {name: torch.from_numpy(array).to(self._device) for name, array in tensors.items()}
+        self._tensors["patches"] = patches
+        self._tensors["motion"] = motion(self._tensors["actions"])
+
+    def _patch_shape(self) -> tuple[int, int]:
+        """Of a picture: patches of all views, and values of one."""
+        patch = self._processor.config.patch_size
+        height, width = self._size
+        return len(self.meta.views) * (height // patch) * (width // patch), 3 * patch * patch
+
+    def _patches(self, images: np.ndarray) -> Tensor:
+        """Pictures uint8 (n, v, h, w, 3) as the model's patches. Shape (n, patches, 3 * p * p)."""
+        if images.shape[2:4] != self._size:
+            resized = [
+                self._processor.resize(v, i)
+                for each in images
+                for v, i in zip(self.meta.views, each, strict=True)
+            ]
+            images = np.stack(resized)
+        on_device = torch.from_numpy(images).to(self._device).view(-1, *self._size, 3)
+        return self._processor.patchify(on_device).view(-1, *self._patch_shape())
+
+    def _table(self, ids: Sequence[list[int]], views: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts as QwenVLAProcessor.collate gives them, on the device."""
+        collated = self._processor.collate(ids, [views] * len(ids))
+        return {name: tensor.to(self._device) for name, tensor in collated.items()}
 
     def _find_hands(self, classes: np.ndarray) -> np.ndarray:
         """Where among the objects (pictures, o) each hand is. Shape (pictures, hands)."""
@@ -142,8 +203,7 @@ class BodyDemonstrations:
         """
         self.read()
         rows = rng.choice(len(self), size=images, replace=images > len(self))
-        goals = np.concatenate([self._some(rng, row, prompts) for row in rows])
-        return self.batch(rows, goals, prompts, rng, augment)
+        return self.batch(rows, self._some(rng, rows, prompts).ravel(), prompts, rng, augment)
 
     def batch(
         self,
@@ -155,77 +215,86 @@ class BodyDemonstrations:
     ) -> Batch:
         """The pictures `rows` (n,), with the goals (n * prompts,) of each."""
         self.read()
-        data, views = self._arrays, self.meta.views
-        of = np.repeat(rows, prompts)
-        pictures = self._processor.images(
-            [(view, data["images"][row, i]) for row in rows for i, view in enumerate(views)]
-        )
-        ids = [self._ids(str(text)) for text in data["instructions"][of, goals]]
-        target = data["targets"][of, goals]
+        data = self._tensors
+        row = torch.from_numpy(rows).to(self._device)
+        of, goal = row.repeat_interleave(prompts), torch.from_numpy(goals).to(self._device)
+        target = data["targets"][of, goal].long()
+        factor, offset = self._processor.scaling
+        pixels = data["patches"][row] * factor + offset
         return Batch(
-            pixel_values=_augmented(pictures["pixel_values"], len(rows), rng, augment),
-            image_grid_thw=pictures["image_grid_thw"],
-            prompts=self._processor.collate(ids, [views] * len(of)),
-            actions=self._actions(of, goals),
+            pixel_values=_augmented(pixels, rng, augment).flatten(0, 1),
+            image_grid_thw=self._grid.repeat(len(rows), 1),
+            prompts=_rows(self._prompts, data["sentences"][of, goal]),
+            trunk=self._trunk,
+            actions=self._actions(of, goal),
             mask=self._mask.expand(len(of), -1, -1),
+            motion=data["motion"][of, goal],
             grounding=Grounding(
-                classes=torch.from_numpy(data["classes"][rows]),
-                pixels=torch.from_numpy(data["pixels"][rows]),
-                visible=torch.from_numpy(data["visible"][rows]),
-                named_pixel=torch.from_numpy(data["pixels"][of, 0, target]),
-                named_visible=torch.from_numpy(data["visible"][of, 0, target] & (target >= 0)),
-                named_place=torch.from_numpy(data["places"][of, target]),
-                named_offset=torch.from_numpy(self._offsets(of, target)),
-                joints=torch.from_numpy(self._joints[rows]),
+                classes=data["classes"][row],
+                pixels=data["pixels"][row],
+                visible=data["visible"][row],
+                named_pixel=data["pixels"][of, 0, target],
+                named_visible=data["visible"][of, 0, target] & (target >= 0),
+                named_place=data["places"][of, target],
+                named_offset=self._offsets(of, target),
+                joints=data["joints"][row],
             ),
         )
 
-    def _offsets(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def _offsets(self, rows: Tensor, targets: Tensor) -> Tensor:
         """From each hand to the target, NaN without one. Shape (b, hands, 3) [m]."""
-        places = self._arrays["places"]
-        found = places[rows, targets][:, None] - places[rows[:, None], self._hands[rows]]
-        found[targets < 0] = np.nan
-        return found
+        places, hands = self._tensors["places"], self._tensors["hands"]
+        found = places[rows, targets][:, None] - places[rows[:, None], hands[rows]]
+        return torch.where(targets[:, None, None] < 0, torch.nan, found)
 
     def draw_text(self, rng: np.random.Generator, count: int) -> TextBatch:
         """`count` goals at random, without their pictures."""
         self.read()
+        if not self._sentences:
+            self._sentences = self._table([self._sentence_ids(text) for text in self._texts], ())
         rows = rng.choice(len(self), size=count, replace=count > len(self))
-        goals = np.array([self._some(rng, row, 1)[0] for row in rows])
-        ids = [self._text_ids(str(text)) for text in self._arrays["instructions"][rows, goals]]
+        goals = torch.from_numpy(self._some(rng, rows, 1)[:, 0]).to(self._device)
+        row = torch.from_numpy(rows).to(self._device)
         return TextBatch(
-            prompts=self._processor.collate(ids, [()] * count),
-            actions=self._actions(rows, goals),
+            prompts=_rows(self._sentences, self._tensors["sentences"][row, goals]),
+            actions=self._actions(row, goals),
             mask=self._mask.expand(count, -1, -1),
         )
 
-    def _actions(self, rows: np.ndarray, goals: np.ndarray) -> Tensor:
+    def _actions(self, rows: Tensor, goals: Tensor) -> Tensor:
         """Normalised chunks, zero outside the mask. Shape (b, H, K)."""
-        actions = np.zeros((len(rows), *self._shape), dtype=np.float32)
-        chunk = normalise(self._arrays["actions"][rows, goals], self.statistics)
+        chunk = self._tensors["actions"][rows, goals]
+        actions = chunk.new_zeros(len(rows), *self._shape)
         actions[:, : chunk.shape[1], : chunk.shape[2]] = chunk
-        return torch.from_numpy(actions)
+        return actions
 
-    def _text_ids(self, instruction: str) -> list[int]:
-        key = f"\n{instruction}"  # no instruction holds a line break
-        if key not in self._tokens:
-            text = render_prompt(self.embodiment, instruction).text
-            sentence = text[text.rindex("|>") + 2 :]
-            self._tokens[key] = self._processor.token_ids(sentence, ())
-        return self._tokens[key]
+    def _some(self, rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+        """Goals of each picture in random order, every other time the one in focus first; from the beginning
+        again where there are fewer. Shape (n, count)."""
+        goals = self._goals[rows]
+        keys = rng.random((len(rows), int(goals.max())))
+        keys[np.arange(keys.shape[1]) >= goals[:, None]] = np.inf
+        focused = rng.random(len(rows)) < _IN_FOCUS
+        keys[focused, self._focus[rows[focused]]] = -1.0
+        order = keys.argsort(axis=1)
+        return order[np.arange(len(rows))[:, None], np.arange(count) % goals[:, None]]
 
-    def _some(self, rng: np.random.Generator, row: int, prompts: int) -> np.ndarray:
-        order = rng.permutation(int(self._goals[row]))
-        if rng.random() < _IN_FOCUS:
-            focus = int(self._arrays["focus"][row])
-            order = np.array([focus, *order[order != focus]])
-        return np.resize(order, prompts)
+    def _prompt_ids(self, instruction: str) -> list[int]:
+        prompt = render_prompt(self.embodiment, instruction)
+        return self._processor.token_ids(prompt.text, prompt.views)
 
-    def _ids(self, instruction: str) -> list[int]:
-        if instruction not in self._tokens:
-            prompt = render_prompt(self.embodiment, instruction)
-            self._tokens[instruction] = self._processor.token_ids(prompt.text, prompt.views)
-        return self._tokens[instruction]
+    def _sentence_ids(self, instruction: str) -> list[int]:
+        text = render_prompt(self.embodiment, instruction).text
+        return self._processor.token_ids(text[text.rindex("|>") + 2 :], ())
+
+
+def _rows(table: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Prompts of a table; as wide as it is, so that batches are of one shape."""
+    return {
+        "input_ids": table["input_ids"][rows],
+        "attention_mask": table["attention_mask"][rows],
+        "position_ids": table["position_ids"][:, rows],
+    }
 
 
 def load_bodies(
@@ -273,20 +342,18 @@ def _compare(folder: Path, meta: demonstrations.Meta, embodiment: Embodiment) ->
             )
 
 
-def _augmented(
-    pixels: Tensor, pictures: int, rng: np.random.Generator, augment: AugmentationConfiguration
-) -> Tensor:
-    """Change brightness, contrast and colour of each picture. pixels (patches, 3 * p * p), in [-1, 1]."""
+def _augmented(pixels: Tensor, rng: np.random.Generator, augment: AugmentationConfiguration) -> Tensor:
+    """Change brightness, contrast and colour of each picture. pixels (pictures, patches, 3 * p * p)."""
+    generator = torch.Generator(pixels.device).manual_seed(int(rng.integers(2**62)))
 
-    def uniform(*shape: int) -> np.ndarray:
-        return rng.uniform(-1.0, 1.0, shape)
+    def uniform(*shape: int) -> Tensor:
+        return 2.0 * torch.rand(*shape, generator=generator, device=pixels.device) - 1.0
 
-    gain = 1.0 + augment.gain * uniform(pictures, 1) + augment.colour * uniform(pictures, 3)
-    offset = augment.offset * uniform(pictures, 1)
-    shaped = pixels.view(pictures, -1, 3, pixels.shape[1] // 3)
-    factor = torch.from_numpy(gain[:, None, :, None].astype(np.float32))
-    shift = torch.from_numpy(offset[:, None, :, None].astype(np.float32))
-    changed = shaped * factor + shift
+    count = len(pixels)
+    shaped = pixels.view(count, pixels.shape[1], 3, -1)
+    factor = 1.0 + augment.gain * uniform(count, 1, 1, 1) + augment.colour * uniform(count, 1, 3, 1)
+    changed = shaped * factor + augment.offset * uniform(count, 1, 1, 1)
     if augment.noise:
-        changed += augment.noise * torch.from_numpy(rng.standard_normal(changed.shape, dtype=np.float32))
+        noise = torch.randn(changed.shape, generator=generator, device=pixels.device)
+        changed.add_(noise, alpha=augment.noise)
     return changed.clamp_(-1.0, 1.0).view_as(pixels)

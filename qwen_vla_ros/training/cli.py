@@ -47,6 +47,7 @@ def make(
             help="A checkpoint that moves the robot in place of the expert: states are those it errs into."
         ),
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the pictures do not depend on it.")] = 1,
 ) -> None:
     """Render states around the scripted expert's ways, with what the expert does there."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,6 +72,7 @@ def make(
                 setting=setting,
                 tasks=task,
                 policy=policy,
+                jobs=jobs,
             )
     except (EmbodimentError, SimulationError, TrainingError, ValueError) as error:
         raise _fail(error) from error

@@ -32,8 +32,10 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,7 @@ from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.seeds import training_scene
 
 if TYPE_CHECKING:
+    from qwen_vla_ros.sim import World
     from qwen_vla_ros.sim.visits import Visitor
 
 FORMAT = "qwen_vla_ros demonstrations"
@@ -123,6 +126,7 @@ def make(
     setting: str = "easy",
     tasks: Sequence[str] | None = None,
     policy: Path | None = None,
+    jobs: int = 1,
 ) -> Meta:
     """Write `samples` pictures into a folder; go on where an earlier call stopped.
 
@@ -131,16 +135,15 @@ def make(
     all of them, in each setting those that it has; one that is named twice comes twice as often.
     states_per_scene: by default 2 in `easy`, else 4; the fewer, the more scenes. policy: a checkpoint that
     moves the robot from state to state, in place of the expert with errors. progress: called with the number
-    of pictures that are there.
+    of pictures that are there. jobs: processes that share the shards; what is written is the same.
 
     Raises TrainingError when the folder holds demonstrations of other settings, and when it cannot be
     written; what is there then stays as it is, and another call goes on from it.
     """
-    from qwen_vla_ros.sim import SimulationError, make_world, visit
+    from qwen_vla_ros.sim import SimulationError
     from qwen_vla_ros.sim.scene import classes
 
-    with contextlib.ExitStack() as stack:
-        worlds = [stack.enter_context(make_world(embodiment, each)) for each in setting.split("+")]
+    with _worlds(embodiment, setting) as worlds:
         world = worlds[-1]
         known = list(dict.fromkeys(task for each in worlds for task in each.tasks))
         chosen = list(tasks or (known[:1] if setting == "easy" else known))
@@ -170,18 +173,66 @@ def make(
             step=1.0 / embodiment.control_rate,
             policy="" if policy is None else _digest(policy),
         )
-        visitor = visit if policy is None else _visitor(policy, embodiment)
         _claim(folder, meta)
-        for shard in range(meta.shards):
-            path = shard_path(folder, shard)
-            if not path.is_file():
-                arrays = _shard(worlds[shard % len(worlds)], meta, shard, visitor)
-                _write(path, partial(np.savez, **arrays))  # type: ignore[arg-type]
+        missing = [shard for shard in range(meta.shards) if not shard_path(folder, shard).is_file()]
+        there = samples - sum(map(meta.size_of, missing))
+        if jobs == 1:
+            visitor = _visitor(policy, embodiment)
+            made: Iterator[int] = (_make_shard(worlds, folder, meta, shard, visitor) for shard in missing)
+        else:
+            made = _made_by(jobs, (embodiment, folder, meta, policy), missing)
+        if progress is not None:
+            progress(there)
+        for count in made:
+            there += count
             if progress is not None:
-                progress(shard * shard_size + meta.size_of(shard))
+                progress(there)
     quantities = quantiles(folder, meta)
     _write_json(folder / "statistics.json", quantities)
     return meta
+
+
+@contextlib.contextmanager
+def _worlds(embodiment: Embodiment, setting: str) -> Iterator[list[World]]:
+    """A world for each part of the setting."""
+    from qwen_vla_ros.sim import make_world
+
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(make_world(embodiment, each)) for each in setting.split("+")]
+
+
+def _make_shard(worlds: Sequence[World], folder: Path, meta: Meta, shard: int, visitor: Visitor) -> int:
+    """Write a shard; returns how many pictures it has."""
+    arrays = _shard(worlds[shard % len(worlds)], meta, shard, visitor)
+    _write(shard_path(folder, shard), partial(np.savez, **arrays))  # type: ignore[arg-type]
+    return meta.size_of(shard)
+
+
+# What makes shards in a process of _made_by, and what is open there until it ends.
+_maker: Callable[[int], int]
+_open = contextlib.ExitStack()
+
+
+def _start_maker(embodiment: Embodiment, folder: Path, meta: Meta, policy: Path | None) -> None:
+    global _maker
+    worlds = _open.enter_context(_worlds(embodiment, meta.setting))
+    visitor = _visitor(policy, embodiment)
+    _maker = lambda shard: _make_shard(worlds, folder, meta, shard, visitor)  # noqa: E731
+
+
+def _call_maker(shard: int) -> int:
+    return _maker(shard)
+
+
+def _made_by(jobs: int, maker: tuple[Any, ...], shards: Sequence[int]) -> Iterator[int]:
+    """Make shards in several processes; yields the size of each that is done."""
+    # A fork would share what torch, mujoco and the driver hold.
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_maker, maker)
+    try:
+        for future in as_completed([pool.submit(_call_maker, shard) for shard in shards]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -256,8 +307,8 @@ def join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     The parts are emptied, so that pictures are not held twice.
     """
     arrays: dict[str, np.ndarray] = {}
-    count = sum(len(part["images"]) for part in parts)
-    for name in _FIELDS:
+    count = sum(len(part["tasks"]) for part in parts)
+    for name in list(parts[0]):
         first = parts[0][name]
         shape = [count, *first.shape[1:]]
         if name in _RAGGED:
@@ -328,7 +379,11 @@ def _digest(checkpoint: Path) -> str:
         raise TrainingError(f"{path}: cannot be read: {error}") from error
 
 
-def _visitor(checkpoint: Path, embodiment: Embodiment) -> Visitor:
+def _visitor(checkpoint: Path | None, embodiment: Embodiment) -> Visitor:
+    if checkpoint is None:
+        from qwen_vla_ros.sim import visit
+
+        return visit
     from qwen_vla_ros.training.on_policy import make_visitor
 
     return make_visitor(checkpoint, embodiment)

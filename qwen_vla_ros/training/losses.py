@@ -72,25 +72,26 @@ class TrainingHeads(nn.Module):
         self.offset = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3 * hands))
 
 
-def nearness(actions: Tensor, mask: Tensor, near: float) -> Tensor:
+def motion(chunks: Tensor) -> Tensor:
+    """How far chunks move from where they end. chunks (..., H, c), normalised -> (...)."""
+    # The fifth of the channels that moves most is left out: a gripper that closes is no long way.
+    return (chunks - chunks[..., -1:, :]).abs().amax(dim=-2).quantile(0.8, dim=-1)
+
+
+def nearness(motion: Tensor, near: float) -> Tensor:
     """What each chunk counts: the less it moves, the more, as its errors must be smaller.
 
     A millimetre that a gripper misses is nothing to the mean of errors on the way.
 
     Args:
-        actions: Normalised. Shape (b, H, K).
-        mask: Shape (b, H, K).
+        motion: Of each chunk, see `motion`. Shape (b,).
         near: Motion at which a chunk counts half of one that rests [normalised]; 0: all alike.
 
     Returns:
         Mean 1. Shape (b,).
     """
     if not near:
-        return actions.new_ones(len(actions))
-    rows, channels = int(mask[0].any(dim=1).sum()), mask[0].any(dim=0)
-    chunk = actions[:, :rows, channels]
-    # The fifth of the channels that moves most is left out: a gripper that closes is no long way.
-    motion = (chunk - chunk[:, -1:]).abs().amax(dim=1).quantile(0.8, dim=1)
+        return torch.ones_like(motion)
     weights = near / (near + motion)
     return weights / weights.mean()
 
@@ -127,8 +128,8 @@ def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, gri
     rows, columns = grid
     n, views, tokens, _ = features.shape
     read = heads.tokens(features).view(n, views, tokens, heads.classes, 3)
-    scale = grounding.pixels.new_tensor([columns, rows])
-    cells = (grounding.pixels * scale).floor().long()
+    place = torch.stack((grounding.pixels[..., 0] * columns, grounding.pixels[..., 1] * rows), dim=-1)
+    cells = place.floor().long()
     index = (cells[..., 1].clamp(0, rows - 1) * columns + cells[..., 0].clamp(0, columns - 1)).long()
     # One class more, dropped again, takes what is no object.
     objects = torch.where(grounding.classes < 0, heads.classes, grounding.classes.long())
@@ -144,12 +145,11 @@ def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, gri
     picture = torch.arange(n, device=features.device)[:, None, None].expand_as(index)
     view = torch.arange(views, device=features.device)[None, :, None].expand_as(index)
     offset = read[picture, view, index, objects.clamp(max=heads.classes - 1)][..., 1:]
-    target = grounding.pixels * scale - cells - 0.5
+    target = place - cells - 0.5
     seen = grounding.visible
-    centre = F.smooth_l1_loss(offset[seen], target[seen], beta=_BETA, reduction="sum") / (
-        2 * seen.sum().clamp(min=1)
-    )
-    return presence + centre
+    error = torch.where(seen[..., None], offset - target, 0.0)
+    centre = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum")
+    return presence + centre / (2 * seen.sum().clamp(min=1))
 
 
 def place_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:
@@ -174,16 +174,18 @@ def offset_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tup
         Loss, and the mean distance by which the nearest offsets, within 15 cm, are missed [m].
     """
     offset = grounding.named_offset
-    known = offset.isfinite().all(dim=-1)
-    if not known.any():
+    if not offset.shape[1]:
         return last.new_zeros(()), last.new_zeros(())
+    known = offset.isfinite().all(dim=-1)
     offset = torch.where(known[..., None], offset, 0.0)
     far = offset.norm(dim=-1, keepdim=True)
     read = heads.offset(last).view(len(last), -1, 3)[:, : offset.shape[1]]
     # A centimetre counts where it matters: one near the object as much as several far from it.
     scale = 1.0 / (_CLOSE + far)
     error = torch.where(known[..., None], (read - offset) * scale, 0.0)
-    loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / known.sum()
+    loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / known.sum().clamp(
+        min=1
+    )
     close = known & (far[..., 0] < _LOOKED_AT)
     missed = (error.detach() / scale).norm(dim=-1)
     return loss, (missed * close).sum() / close.sum().clamp(min=1)

@@ -10,6 +10,7 @@ are one sequence in which a token sees its ancestors only. Equal to QwenVLAForAc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Tree:
     parents: Tensor
 
 
+@lru_cache(maxsize=64)
 def make_tree(trunk: int, branches: int, length: int, taps: int, device: torch.device | None = None) -> Tree:
     total = trunk + branches * length
     branch = torch.cat(
@@ -56,11 +58,32 @@ def make_tree(trunk: int, branches: int, length: int, taps: int, device: torch.d
     return Tree(trunk, branches, length, ancestors.to(device), torch.stack(parents).to(device))
 
 
-def common_prefix(input_ids: Tensor) -> int:
-    """Leading columns in which all rows agree, the last column never counted. input_ids (b, l)."""
-    same = (input_ids == input_ids[:1]).all(dim=0)
-    same[-1] = False
-    return int(same.long().argmin())
+@dataclass
+class Trunk:
+    """What all prompts of a body have in common: the pictures and the words around them.
+
+    Attributes:
+        length: Leading columns that are alike.
+        slots: Those of image tokens among them. Shape (tokens,).
+    """
+
+    length: int
+    slots: Tensor
+
+
+def common_trunk(input_ids: Tensor, mask: Tensor, image_token: int) -> Trunk:
+    """The longest trunk of prompts that leaves each of them a token of its own.
+
+    input_ids, mask: Shape (b, l). image_token: Of the pictures, which belong to the trunk.
+
+    Raises ValueError when the prompts differ before the last image token.
+    """
+    same = (input_ids == input_ids[:1]).all(dim=0) & mask.bool().all(dim=0)
+    same[int(mask.sum(dim=1).min()) - 1] = False
+    length = int(same.long().argmin())
+    if bool((input_ids[:, length:] == image_token).any()):
+        raise ValueError("prompts: they differ before the end of the images")
+    return Trunk(length, (input_ids[0, :length] == image_token).nonzero()[:, 0])
 
 
 def encode(
@@ -68,39 +91,37 @@ def encode(
     prompts: dict[str, Tensor],
     features: Tensor,
     branches: int,
+    trunk: Trunk,
 ) -> VLMContext:
-    """States of prompts of one body.
+    """States of prompts of one body. Nothing here waits for the device.
 
     Args:
         model: Whose backbone to use.
         prompts: input_ids (b, l), attention_mask (b, l), position_ids (3, b, l), `branches` rows per picture,
-            all of them alike up to the instruction.
+            all of them with this trunk.
         features: Visual tokens per picture, all views. Shape (b / branches, tokens, d).
         branches: Instructions per picture.
+        trunk: See common_trunk.
 
     Raises:
-        ValueError: The prompts differ before the last image token, or rows are not a multiple of `branches`.
+        ValueError: Rows are not a multiple of `branches`.
     """
     ids, mask, positions = prompts["input_ids"], prompts["attention_mask"].bool(), prompts["position_ids"]
     if len(ids) % branches or len(ids) // branches != len(features):
         raise ValueError(
             f"prompts: {len(ids)} rows, expected {branches} for each of {len(features)} pictures"
         )
-    trunk = common_prefix(ids)
-    image = ids[0] == model.config.backbone.image_token_id
-    if bool(image[trunk:].any()):
-        raise ValueError("prompts: they differ before the end of the images")
-    n, length = len(features), ids.shape[1] - trunk
+    n, common, length = len(features), trunk.length, ids.shape[1] - trunk.length
     embed = model.backbone.get_input_embeddings()
-    head = embed(ids[::branches, :trunk])
-    head = head.masked_scatter(image[None, :trunk, None].expand_as(head), features.to(head.dtype))
-    tail = embed(ids[:, trunk:]).view(n, branches * length, -1)
-    packed = torch.cat((positions[:, ::branches, :trunk], positions[:, :, trunk:].reshape(3, n, -1)), dim=2)
+    head = embed(ids[::branches, :common])
+    head = head.index_copy(1, trunk.slots, features.to(head.dtype))
+    tail = embed(ids[:, common:]).view(n, branches * length, -1)
+    packed = torch.cat((positions[:, ::branches, :common], positions[:, :, common:].reshape(3, n, -1)), dim=2)
     text = model.backbone.model.language_model
-    tree = make_tree(trunk, branches, length, text.config.linear_conv_kernel_dim, head.device)
+    tree = make_tree(common, branches, length, text.config.linear_conv_kernel_dim, head.device)
     states = _states(text, torch.cat((head, tail), dim=1), packed, tree, model.config.action_expert.vlm_layer)
-    before = states[:, None, :trunk].expand(-1, branches, -1, -1)
-    after = states[:, trunk:].view(n, branches, length, -1)
+    before = states[:, None, :common].expand(-1, branches, -1, -1)
+    after = states[:, common:].view(n, branches, length, -1)
     return VLMContext(torch.cat((before, after), dim=2).flatten(0, 1), mask, positions)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
 from qwen_vla_ros.model.context import VLMContext
+from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
@@ -36,6 +37,7 @@ from qwen_vla_ros.training.configuration import (
 )
 from qwen_vla_ros.training.devices import choose_device, has_fast_bfloat16
 from qwen_vla_ros.training.errors import TrainingError
+from qwen_vla_ros.training.graphs import CapturedGradients
 from qwen_vla_ros.training.losses import (
     TrainingHeads,
     action_loss,
@@ -51,6 +53,8 @@ from qwen_vla_ros.training.processes import Processes
 from qwen_vla_ros.training.schedule import learning_rate
 
 _STATE_VERSION = 5
+# Threads that read demonstrations.
+_READERS = 4
 
 
 class Trainer:
@@ -82,6 +86,10 @@ class Trainer:
         self.configuration = configuration
         self._processes = Processes(choose_device(device))
         self._device = self._processes.device
+        if self._device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        graphs = self._device.type == "cuda" and self._processes.count == 1
+        self._graphs: dict[tuple[str, bool], CapturedGradients] | None = {} if graphs else None
         self._bfloat16 = configuration.precision == "auto" and has_fast_bfloat16(self._device)
         self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
@@ -90,8 +98,8 @@ class Trainer:
             {name: n * len(bodies[name].meta.views) for name, n in configuration.batch.images.items()}
         )
         # Each process reads those alone from which it draws; what is damaged is named before the first step.
-        for name in self._share:
-            self.bodies[name].read()
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(lambda name: self.bodies[name].read(self._device), self._share))
         self.model, self.processor, self.folder = model, processor, folder
         self._set_flow(configuration.flow)
         model.to(self._device)  # type: ignore[arg-type]
@@ -138,22 +146,38 @@ class Trainer:
     def _kernels(self) -> Iterator[None]:
         """Products in bfloat16; on a CPU attention by products, as the flash kernel's way back is slow."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16))
+            stack.enter_context(
+                # What it would keep of weights belongs to one graph.
+                torch.autocast(
+                    self._device.type,
+                    torch.bfloat16,
+                    enabled=self._bfloat16,
+                    cache_enabled=self._graphs is None,
+                )
+            )
             if self._device.type == "cpu":
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
-    def losses(self, batch: Batch, joint: bool, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
-        """Losses and errors of a batch; with `joint`, flow matching is among them."""
+    def losses(
+        self,
+        batch: Batch,
+        joint: bool,
+        generator: torch.Generator | None = None,
+        drawn: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Losses and errors of a batch; with `joint`, flow matching is among them.
+
+        drawn: tau, noise and prefix of flow matching; without it they come from the generator.
+        """
         model, weights = self.model, self.configuration.loss
         features = model.embed_images(batch.pixel_values, batch.image_grid_thw)
         n, views = batch.grounding.visible.shape[:2]
         branches = len(batch.actions) // n
-        context = shared_prefix.encode(
-            model, batch.prompts, features.view(n, -1, features.shape[-1]), branches
-        )
+        features = features.view(n, -1, features.shape[-1])
+        context = shared_prefix.encode(model, batch.prompts, features, branches, batch.trunk)
         last = last_token(context.hidden, context.mask)
-        near = nearness(batch.actions, batch.mask, weights.near)
+        near = nearness(batch.motion, weights.near)
         action, action_error, near_error = action_loss(self.heads, last, batch.actions, batch.mask, near)
         grid = tuple((batch.image_grid_thw[0, 1:] // self.processor.config.merge_size).tolist())
         tokens = token_loss(self.heads, features.view(n, views, grid[0] * grid[1], -1), batch.grounding, grid)
@@ -174,16 +198,26 @@ class Trainer:
             "posture_error": posture_error,
         }
         if joint:
-            # The goals of a picture come in random order, so that its first ones are a random choice.
-            order = torch.arange(len(batch.actions), device=context.hidden.device) % branches
-            rows = order < self.configuration.batch.flow_prompts_per_image
-            part = VLMContext(context.hidden[rows].float(), context.mask[rows], context.positions[:, rows])
-            flow = model.flow_loss(part, batch.actions[rows], batch.mask[rows], generator=generator)
+            own = self._flow_rows
+            part = VLMContext(
+                own(context.hidden, n).float(),
+                own(context.mask, n),
+                own(context.positions.transpose(0, 1), n).transpose(0, 1),
+            )
+            flow = model.flow_loss(
+                part, own(batch.actions, n), own(batch.mask, n), generator=generator, **(drawn or {})
+            )
             assert flow.loss is not None
             assert flow.sample_loss is not None
-            total = total + weights.flow * (flow.sample_loss * near[rows]).mean()
+            total = total + weights.flow * (flow.sample_loss * own(near, n)).mean()
             found["flow"] = flow.loss
         return {"loss": total, **found}
+
+    def _flow_rows(self, tensor: torch.Tensor, pictures: int) -> torch.Tensor:
+        """Those of the prompts (b, ...) that go through the action expert: the first ones of each picture,
+        whose goals come in random order."""
+        count = self.configuration.batch.flow_prompts_per_image
+        return tensor.unflatten(0, (pictures, -1))[:, :count].flatten(0, 1)
 
     def run(
         self,
@@ -240,7 +274,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=self._graphs is None)
         # A short memory at first: the initial weights are noise.
         decay = min(settings.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -258,7 +292,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         for name in self._share:
             rng, generator = self._random(name)
-            batch = _moved(self.bodies[name].draw_text(rng, stage.prompts), self._device)
+            batch = self.bodies[name].draw_text(rng, stage.prompts)
             with self._kernels():
                 with torch.no_grad():
                     context = self.model.encode(**batch.prompts)
@@ -283,13 +317,50 @@ class Trainer:
             batch = self.bodies[name].draw(
                 rng, images, settings.batch.prompts_per_image, settings.augmentation
             )
-            with self._kernels():
-                found = self.losses(_moved(batch, self._device), joint, generator)
-            (found["loss"] * (images / pictures)).backward()
-            metrics |= {f"{name}/{key}": value.item() for key, value in found.items()}
+            if self._graphs is None:
+                found: Mapping[str, torch.Tensor] = self._share_of_losses(
+                    images / pictures, batch, joint, generator
+                )
+                found["loss"].backward()
+            else:
+                found = self._captured(name, images / pictures, batch, joint, generator)
+            # All at once: each read from a GPU waits for it.
+            values = torch.stack([value.detach().float() for value in found.values()]).tolist()
+            metrics |= {f"{name}/{key}": value for key, value in zip(found, values, strict=True)}
         metrics = self._processes.gather(metrics)
-        parts = [metrics.pop(f"{name}/loss") * n for name, n in settings.batch.images.items()]
-        return {"loss": sum(parts) / pictures, **metrics}
+        parts = [metrics.pop(f"{name}/loss") for name in settings.batch.images]
+        return {"loss": sum(parts), **metrics}
+
+    def _share_of_losses(
+        self,
+        share: float,
+        batch: Batch,
+        joint: bool,
+        generator: torch.Generator | None = None,
+        drawn: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        with self._kernels():
+            found = self.losses(batch, joint, generator, drawn)
+        return {**found, "loss": found["loss"] * share}
+
+    def _captured(
+        self, name: str, share: float, batch: Batch, joint: bool, generator: torch.Generator
+    ) -> Mapping[str, torch.Tensor]:
+        """Losses of a body's batch, whose gradients are added, by a CUDA graph."""
+        assert self._graphs is not None
+        drawn = {}
+        if joint:
+            count = len(self._flow_rows(batch.motion, len(batch.grounding.joints)))
+            drawn = draw_flow(count, batch.actions.shape[1:], self.model.config.flow, generator)
+        key = (name, joint)
+        if key not in self._graphs:
+            self._graphs[key] = CapturedGradients(
+                lambda batch, drawn: self._share_of_losses(share, batch, joint, drawn=drawn),
+                self._parameters,
+                batch,
+                drawn,
+            )
+        return self._graphs[key](batch, drawn)
 
     @property
     def main(self) -> bool:
@@ -420,22 +491,6 @@ def take_weights(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor,
     for token, index in processor.tokenizer.get_vocab().items():
         if token in known:
             wanted[embedding][index] = rows[known[token]]
-
-
-_Moved = TypeVar("_Moved")
-
-
-def _moved(value: _Moved, device: torch.device) -> _Moved:
-    """A batch, or a part of one, with its tensors on the device."""
-    moved: Any = value
-    if isinstance(value, torch.Tensor):
-        moved = value.to(device, non_blocking=True)
-    elif isinstance(value, dict):
-        moved = {key: _moved(each, device) for key, each in value.items()}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [each.name for each in dataclasses.fields(value)]
-        moved = type(value)(**{name: _moved(getattr(value, name), device) for name in names})
-    return moved
 
 
 def keep_freed_memory() -> None:

@@ -217,3 +217,11 @@ def test_the_same_scene_whatever_the_convention():
         assert instruction == pictures[0][0]
         for picture, first in zip(rest, pictures[0][1:], strict=True):
             assert np.abs(picture - first).max() <= 1
+
+
+def test_a_scene_in_which_nothing_can_be_done_is_laid_out_again():
+    # As first laid out, no thing of this seed has room to be pushed.
+    with make_world("franka_panda_wrist", "easy") as world:
+        world.reset("push", 1099608109839)
+        assert world.goals()
+        assert world.goal.task == "push"

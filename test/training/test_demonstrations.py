@@ -279,6 +279,29 @@ def test_another_setting_in_the_same_folder_is_refused(full):
         demonstrations.make(load_embodiment("franka_panda_delta"), full, SAMPLES, seed=3, shard_size=SHARD)
 
 
+def test_several_processes_make_the_same(data, tmp_path):
+    done = []
+    folder = tmp_path / TIAGO
+    arguments = {"samples": SAMPLES, "seed": 3, "shard_size": SHARD}
+    demonstrations.make(load_embodiment(TIAGO), folder, **arguments, progress=done.append, jobs=2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (data / TIAGO).iterdir()
+    )
+    for path in folder.iterdir():
+        assert path.read_bytes() == (data / TIAGO / path.name).read_bytes()
+    assert done[0] == 0
+    assert done[-1] == SAMPLES
+
+
+def test_an_error_of_a_process_is_told(tmp_path):
+    folder = tmp_path / TIAGO
+    make(folder)
+    (folder / "shard-00001.npz").unlink()
+    (folder / "shard-00001.partial").mkdir()
+    with pytest.raises(TrainingError, match=r"shard-00001.npz: cannot be written"):
+        demonstrations.make(load_embodiment(TIAGO), folder, SAMPLES, seed=3, shard_size=SHARD, jobs=2)
+
+
 def test_a_full_disk_leaves_what_was_written(copy):
     """A shard that does not fit is named, leaves nothing behind, and the next call goes on."""
     import resource

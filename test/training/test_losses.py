@@ -12,7 +12,7 @@ import torch
 from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
-from qwen_vla_ros.training.losses import TrainingHeads, action_loss, nearness, offset_loss
+from qwen_vla_ros.training.losses import TrainingHeads, action_loss, motion, nearness, offset_loss
 
 HORIZON, CHANNELS, OWN = 8, 12, 8
 
@@ -28,12 +28,12 @@ def chunks(*spans):
 
 
 def test_what_moves_little_counts_more():
-    actions, mask = chunks(0.0, 0.1, 0.9)
-    weights = nearness(actions, mask, 0.1)
+    moved = motion(chunks(0.0, 0.1, 0.9)[0][..., :OWN])
+    weights = nearness(moved, 0.1)
     assert weights.mean() == pytest.approx(1.0)
     assert (weights[0] / weights[1]).item() == pytest.approx(2.0, rel=1e-5)
     assert (weights[0] / weights[2]).item() == pytest.approx(10.0, rel=1e-5)
-    assert nearness(actions, mask, 0.0).tolist() == [1.0, 1.0, 1.0]
+    assert nearness(moved, 0.0).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_action_loss_by_weights():

@@ -31,6 +31,11 @@ def case():
     return model, prompts, pictures
 
 
+def trunk_of(model, prompts):
+    image = model.config.backbone.image_token_id
+    return shared_prefix.common_trunk(prompts["input_ids"], prompts["attention_mask"], image)
+
+
 def test_same_states_as_each_prompt_alone(case):
     model, prompts, pictures = case
     features = model.embed_images(**pictures)
@@ -43,8 +48,9 @@ def test_same_states_as_each_prompt_alone(case):
         image_index=index,
         position_ids=prompts["position_ids"],
     )
-    shared = shared_prefix.encode(model, prompts, features.view(2, 16, -1), branches=3)
-    assert shared_prefix.common_prefix(prompts["input_ids"]) > 25
+    trunk = trunk_of(model, prompts)
+    assert trunk.length > 25
+    shared = shared_prefix.encode(model, prompts, features.view(2, 16, -1), 3, trunk)
     torch.testing.assert_close(shared.hidden[shared.mask], alone.hidden[alone.mask], rtol=1e-4, atol=1e-4)
     # The final norm makes a sum of squares constant: weigh the states.
     weight = torch.randn(alone.hidden[alone.mask].shape, generator=torch.Generator().manual_seed(0))
@@ -63,4 +69,15 @@ def test_same_states_as_each_prompt_alone(case):
 def test_refuses_rows_that_do_not_divide(case):
     model, prompts, _ = case
     with pytest.raises(ValueError, match="6 rows, expected 4"):
-        shared_prefix.encode(model, prompts, torch.zeros(2, 16, 128), branches=4)
+        shared_prefix.encode(model, prompts, torch.zeros(2, 16, 128), 4, trunk_of(model, prompts))
+
+
+def test_prefix_leaves_each_prompt_a_token(case):
+    model, prompts, _ = case
+    ids, mask = prompts["input_ids"], prompts["attention_mask"]
+    image = model.config.backbone.image_token_id
+    assert shared_prefix.common_trunk(ids[[0, 0]], mask[[0, 0]], image).length == int(mask[0].sum()) - 1
+    other = ids[:2].clone()
+    other[1, 0] += 1
+    with pytest.raises(ValueError, match="differ before the end of the images"):
+        shared_prefix.common_trunk(other, mask[:2], image)

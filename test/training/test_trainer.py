@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from qwen_vla_ros.model.checkpoint import load_checkpoint
+from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import (
@@ -53,11 +54,11 @@ def configuration(**changes):
 def trainer(data, micro):
     """`trainer(folder, **changes of the configuration)`: a fresh one on the real demonstrations."""
 
-    def make(folder, **changes):
+    def make(folder, device="cpu", **changes):
         settings = configuration(**changes)
         model, processor = micro()
         bodies = load_bodies(data, BODIES, processor, (16, 32), settings.normalisation)
-        return Trainer(settings, bodies, model, processor, folder)
+        return Trainer(settings, bodies, model, processor, folder, device)
 
     return make
 
@@ -207,6 +208,42 @@ def test_sentences_of_two_bodies_differ(trainer, tmp_path):
     assert not any("<|" in text for text in texts)
     assert texts[0].lower().startswith("the robot is franka panda")
     assert "waypoints" in texts[1]
+
+
+def test_a_prefix_of_no_rows_is_none(trainer, tmp_path):
+    """What a captured step is given where one that is not captured draws no prefix."""
+    run = trainer(tmp_path, flow={"prefix_rows": 5})
+    rng, _ = run._random(BODIES[0])
+    batch = run.bodies[BODIES[0]].draw(rng, 4, 2, run.configuration.augmentation)
+    model, flow = run.model, run.model.config.flow
+    context = model.encode(batch.prompts["input_ids"] * 0, batch.prompts["attention_mask"])
+    draws = (
+        draw_flow(len(batch.actions), batch.actions.shape[1:], flow, torch.Generator().manual_seed(seed))
+        for seed in range(20)
+    )
+    drawn = next(each for each in draws if not each["prefix"].any())
+    found = model.flow_loss(context, batch.actions, batch.mask, **drawn)
+    flow.prefix_rows = 0
+    expected = model.flow_loss(context, batch.actions, batch.mask, **{**drawn, "prefix": None})
+    torch.testing.assert_close(found.sample_loss, expected.sample_loss)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("joint", [False, True])
+def test_captured_gradients_are_the_gradients(trainer, tmp_path, joint):
+    run = trainer(tmp_path, "cuda", precision="float32")
+    for step in range(3):
+        run.step = step
+        captured = run._all_together(joint)
+        found = [None if p.grad is None else p.grad.clone() for p in run._parameters]
+        for optimiser in run._optimisers:
+            optimiser.zero_grad(set_to_none=False)
+    assert len(run._graphs) == len(BODIES)
+    run._graphs = None
+    assert run._all_together(joint) == pytest.approx(captured, rel=1e-2)
+    for parameter, gradient in zip(run._parameters, found, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-2, atol=1e-3)
 
 
 def test_device_that_is_not_there(data, micro, tmp_path):
