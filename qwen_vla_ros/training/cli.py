@@ -108,7 +108,13 @@ def train(
         bool, typer.Option("--lora", help="Adapters in the backbone in place of all of it.")
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of the configuration's.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="In place of the configuration's.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="In place of the configuration's; with --data, pictures of all bodies in its shares.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in the folder.")] = False,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step.")] = None,
@@ -161,9 +167,10 @@ def _trainer(
         raise TrainingError(
             "--config: missing; config/training/tiny.yaml is the one of the shipped checkpoint"
         )
+    configuration = load_configuration(config)
     if "batch" in changes:
-        raise TrainingError("--batch: with --data, the configuration says how many pictures of each body")
-    configuration = load_configuration(config).model_copy(update=changes)
+        changes = {**changes, "batch": configuration.batch.scaled(changes["batch"])}
+    configuration = configuration.model_copy(update=changes)
     return prepare(configuration, data, out, device, checkpoint)
 
 

@@ -28,6 +28,13 @@ class BatchConfiguration(_Strict):
     prompts_per_image: int = Field(default=3, ge=1)
     flow_prompts_per_image: int = Field(default=3, ge=1)
 
+    def scaled(self, total: int) -> BatchConfiguration:
+        """About `total` pictures in a step, in the same shares, at least one of each embodiment."""
+        factor = total / sum(self.images.values())
+        return self.model_copy(
+            update={"images": {name: max(1, round(n * factor)) for name, n in self.images.items()}}
+        )
+
 
 class OptimiserConfiguration(_Strict):
     """Muon for inner matrices, AdamW for the rest; linear warm-up, flat, cosine decay to `final`.
@@ -99,8 +106,8 @@ class TextToActionConfiguration(_Strict):
 class TrainingConfiguration(_Strict):
     """A training run. text_to_action: a stage before all others. steps: optimiser steps of the others.
     backbone_steps: of these, the first ones without flow matching. precision: `auto` multiplies in bfloat16
-    where that is faster; weights and optimisers are float32. save_every: wall time between states that can be
-    resumed from [s]."""
+    where a CPU is faster so, in TF32 on CUDA; weights and optimisers are float32. save_every: wall time
+    between states that can be resumed from [s]."""
 
     preset: Literal["tiny"] = "tiny"
     seed: int = Field(default=0, ge=0)

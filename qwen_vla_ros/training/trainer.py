@@ -35,7 +35,7 @@ from qwen_vla_ros.training.configuration import (
     TextToActionConfiguration,
     TrainingConfiguration,
 )
-from qwen_vla_ros.training.devices import choose_device, has_fast_bfloat16
+from qwen_vla_ros.training.devices import choose_device, cpu_has_fast_bfloat16
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.graphs import CapturedGradients
 from qwen_vla_ros.training.losses import (
@@ -86,11 +86,14 @@ class Trainer:
         self.configuration = configuration
         self._processes = Processes(choose_device(device))
         self._device = self._processes.device
-        if self._device.type == "cuda":
+        cuda = self._device.type == "cuda"
+        if cuda:
+            # Of a model this small, casts cost more than products in 16 bits save.
             torch.set_float32_matmul_precision("high")
-        graphs = self._device.type == "cuda" and self._processes.count == 1
-        self._graphs: dict[tuple[str, bool], CapturedGradients] | None = {} if graphs else None
-        self._bfloat16 = configuration.precision == "auto" and has_fast_bfloat16(self._device)
+        self._graphs: dict[tuple[str, bool], CapturedGradients] | None = (
+            {} if cuda and self._processes.count == 1 else None
+        )
+        self._bfloat16 = configuration.precision == "auto" and not cuda and cpu_has_fast_bfloat16()
         self._before = dict(before or {})
         self.bodies = {name: bodies[name] for name in configuration.batch.images}
         # What a body costs goes with its pictures, of each of its cameras.
@@ -144,17 +147,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
-        """Products in bfloat16; on a CPU attention by products, as the flash kernel's way back is slow."""
+        """On a CPU products in bfloat16, and attention by products: the flash kernel's way back is slow."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                # What it would keep of weights belongs to one graph.
-                torch.autocast(
-                    self._device.type,
-                    torch.bfloat16,
-                    enabled=self._bfloat16,
-                    cache_enabled=self._graphs is None,
-                )
-            )
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16))
             if self._device.type == "cpu":
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield

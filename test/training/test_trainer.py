@@ -333,3 +333,11 @@ def test_configuration_faults_are_named(tmp_path):
     assert "loss.colour: Extra inputs are not permitted" in str(caught.value)
     with pytest.raises(TrainingError, match="cannot be read"):
         load_configuration(tmp_path / "none.yaml")
+
+
+def test_shares_of_a_larger_batch():
+    batch = load_configuration(SHIPPED).batch
+    larger = batch.scaled(10 * sum(batch.images.values()))
+    assert larger.images == {name: 10 * n for name, n in batch.images.items()}
+    assert min(batch.scaled(1).images.values()) == 1
+    assert larger.prompts_per_image == batch.prompts_per_image
