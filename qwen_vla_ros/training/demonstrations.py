@@ -173,11 +173,11 @@ def make(
             step=1.0 / embodiment.control_rate,
             policy="" if policy is None else _digest(policy),
         )
+        visitor = _visitor(policy, embodiment)  # one that cannot be used leaves no folder
         _claim(folder, meta)
         missing = [shard for shard in range(meta.shards) if not shard_path(folder, shard).is_file()]
         there = samples - sum(map(meta.size_of, missing))
         if jobs == 1:
-            visitor = _visitor(policy, embodiment)
             made: Iterator[int] = (_make_shard(worlds, folder, meta, shard, visitor) for shard in missing)
         else:
             made = _made_by(jobs, (embodiment, folder, meta, policy), missing)
