@@ -36,13 +36,6 @@ class Task:
     def status(self) -> int:
         return self._future.result().status
 
-    def follows(self, chunks: int) -> bool:
-        """Whether the robot has followed so many chunks, and moves."""
-        from qwen_vla_ros.msg import ExecutorStatus
-
-        last = self.feedback[-1:]
-        return bool(last) and last[0].chunks >= chunks and last[0].state == ExecutorStatus.STATE_RUNNING
-
     def cancel(self) -> None:
         self._node.call_in_loop(self.handle.cancel_goal_async)
 
@@ -179,41 +172,15 @@ class Stack:
 
     def running(self, task: Task, chunks: int = 2) -> Task:
         """Wait until the robot has followed some chunks of a task."""
-        self.wait_for(lambda: task.done or task.follows(chunks), 40.0, f"{chunks} chunks to be followed")
-        assert not task.done, task.result()
+        from qwen_vla_ros.msg import ExecutorStatus
+
+        def moving() -> bool:
+            assert not task.done, task.result()
+            last = task.feedback[-1:]
+            return bool(last) and last[0].chunks >= chunks and last[0].state == ExecutorStatus.STATE_RUNNING
+
+        self.wait_for(moving, 40.0, f"{chunks} chunks to be followed")
         return task
-
-    def moving(self, chunks: int = 2, time_limit: float = 60.0) -> Task:
-        """A task of which the robot has followed some chunks: what a fault is put into.
-
-        A machine that stands still for a moment lets observations grow old, and the executor rightly ends
-        the task; then another is sent, three in all.
-        """
-        from qwen_vla_ros.action import ExecuteTask
-
-        result = ExecuteTask.Result
-        late = (result.POLICY_LOST, result.CAMERA_STALE, result.JOINT_STATE_STALE, result.CHUNK_STALE)
-        for _ in range(2):
-            task = self.send(time_limit=time_limit)
-            self.wait_for(
-                lambda task=task: task.done or task.follows(chunks), 40.0, f"{chunks} chunks to be followed"
-            )
-            if not task.done or task.result().code not in late:
-                return self.running(task, chunks)
-        return self.running(self.send(time_limit=time_limit), chunks)
-
-    def answer(self) -> Any:
-        """The result of a task that cannot begin, once the executor has discovered the policy."""
-        from qwen_vla_ros.action import ExecuteTask
-
-        results: list = []
-
-        def told() -> bool:
-            results.append(self.send().result())
-            return results[-1].code != ExecuteTask.Result.POLICY_LOST
-
-        self.wait_for(told, 40.0, "the executor to hear the policy")
-        return results[-1]
 
     def watch(self) -> Watch:
         return Watch(self)

@@ -37,7 +37,7 @@ def test_joint_missing_from_joint_states(robot):
 
     robot.relay(JointState, "joint_states", "partial", without)
     moving_panda(robot, remap={"joint_states": "partial"}, start_timeout=5.0)
-    result = robot.answer()
+    result = robot.send().result()
     assert result.code == Result.JOINT_STATE_INVALID
     assert "joint panda_joint1 is missing from joint_states" in result.message
     assert "panda_joint2" in result.message
@@ -47,7 +47,7 @@ def test_joint_missing_from_joint_states(robot):
 def test_controller_without_a_subscriber(robot):
     topic = "panda_arm_controller/joint_trajectory"
     moving_panda(robot, remap={topic: "nobody"}, start_timeout=5.0)
-    result = robot.answer()
+    result = robot.send().result()
     assert result.code == Result.CONTROLLER_LOST
     assert f"nobody subscribes to {robot.name('nobody')}" in result.message
     assert "joint_trajectory of arm" in result.message
@@ -60,7 +60,7 @@ def test_odometry_that_stops(stack):
     stack.run_executor("tiago_base", remap={odometry: "relayed"}, recovery_timeout=0.5)
     stack.fake_policy("wave", "tiago_base")
     stack.wait_ready()
-    task = stack.moving(chunks=1)
+    task = stack.running(stack.send(time_limit=60.0), chunks=1)
     relay.change = None
     result = task.result()
     assert result.code == Result.ODOMETRY_STALE
@@ -71,7 +71,7 @@ def test_second_executor_of_the_same_name(robot):
     robot.run_executor(recovery_timeout=0.0)
     robot.fake_policy()
     robot.wait_ready()
-    task = robot.moving()
+    task = robot.running(robot.send(time_limit=60.0))
     second = robot.run_executor()
     result = task.result()
     assert result.code == Result.CONTROLLER_CONTESTED
@@ -94,7 +94,7 @@ def test_executor_killed_and_restarted(robot):
     robot.fake_policy()
     robot.wait_ready()
     watch = robot.watch()
-    robot.moving()
+    robot.running(robot.send(time_limit=60.0))
     robot.wait_for(lambda: watch.rows and watch.rows[-1][1] > 0.1, 20.0, "fast motion")
     executor.kill()
     killed = watch.now
@@ -104,7 +104,7 @@ def test_executor_killed_and_restarted(robot):
     robot.executor.clear()
     robot.run_executor()
     robot.wait_for(lambda: robot.executor, 30.0, "executor_status")
-    task = robot.moving(chunks=1)
+    task = robot.running(robot.send(time_limit=60.0), chunks=1)
     task.cancel()
     assert task.result().code == Result.CANCELLED
 
@@ -123,7 +123,7 @@ def test_asked_to_end_during_a_task_it_stops_the_robot_first(robot, number):
     robot.fake_policy()
     robot.wait_ready()
     watch = robot.watch()
-    task = robot.moving()
+    task = robot.running(robot.send(time_limit=60.0))
     asked = watch.now
     executor.send_signal(number)
     assert executor.wait() == 0

@@ -60,7 +60,7 @@ class Rig:
         self.stack.wait_for(lambda: self.joints.passed > 5, 20.0, "sound joint states")
 
     def moving(self) -> Any:
-        task = self.stack.moving(chunks=1, time_limit=600.0)
+        task = self.stack.running(self.stack.send(time_limit=600.0), chunks=1)
         self._begin = len(self.stack.executor) - 1
         return task
 

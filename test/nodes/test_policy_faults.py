@@ -64,7 +64,7 @@ def _freezer() -> tuple[list[Image], Any]:
 
 def test_camera_stops(robot, record_property):
     relay = robot.relay_of_images
-    task = robot.moving()
+    task = robot.running(robot.send(time_limit=60.0))
     begin, before = len(robot.executor), len(robot.policy)
     relay.change = None
     result = task.result()
@@ -87,7 +87,7 @@ def test_camera_stops(robot, record_property):
 
 def test_camera_sends_the_same_picture_while_the_robot_moves(robot, record_property):
     frozen, freeze = _freezer()
-    task = robot.moving()
+    task = robot.running(robot.send(time_limit=60.0))
     begin = len(robot.executor)
     robot.relay_of_images.change = freeze
     result = task.result()
@@ -126,7 +126,7 @@ def test_camera_stamps_ahead_of_the_clock(robot):
         message.header.stamp.sec += 3
         return message
 
-    task = robot.moving()
+    task = robot.running(robot.send(time_limit=60.0))
     robot.relay_of_images.change = ahead
     result = task.result()
     assert result.code == Result.CAMERA_STALE
