@@ -74,7 +74,8 @@ def start(context: LaunchContext) -> list:
 
 def generate_launch_description() -> LaunchDescription:
     profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds_network.xml")
+        "FASTDDS_DEFAULT_PROFILES_FILE",
+        default_value=launching.fastdds_profile(SHARE / "config", "fastdds_network.xml"),
     )
     arguments = [
         ("namespace", "", "ROS namespace of the robot.", None),

@@ -11,6 +11,8 @@ from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
+from qwen_vla_ros import launching
+
 SHARE = Path(get_package_share_directory("qwen_vla_ros"))
 
 
@@ -44,7 +46,8 @@ def start(context: LaunchContext) -> list:
 
 def generate_launch_description() -> LaunchDescription:
     profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds.xml")
+        "FASTDDS_DEFAULT_PROFILES_FILE",
+        default_value=launching.fastdds_profile(SHARE / "config", "fastdds.xml"),
     )
     robot = PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py"))
     return LaunchDescription(

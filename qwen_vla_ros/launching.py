@@ -162,6 +162,12 @@ def fastdds_variables() -> tuple[str, ...]:
     return ("FASTDDS_DEFAULT_PROFILES_FILE", *old)
 
 
+def fastdds_profile(config: Path, name: str) -> str:
+    """Path of a Fast DDS profile in the package's folder `config`, as this ROS reads it."""
+    # Fast DDS 2 has other names for some elements, and refuses a file with one that it does not know.
+    return str(config / "jazzy" / name if os.environ.get("ROS_DISTRO") == "jazzy" else config / name)
+
+
 def temporary_file(content: str, suffix: str) -> str:
     """Path of a file with the content, which is gone when this process ends."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=suffix, delete=False) as file:

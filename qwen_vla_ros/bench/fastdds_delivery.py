@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-
+from qwen_vla_ros import launching
 from qwen_vla_ros.bench import BenchResult, _image_traffic
 from qwen_vla_ros.resources import config_directory
 
@@ -16,9 +15,8 @@ def deliver(profile: bool) -> dict[str, float]:
     """Frames sent and received, counted from the match on."""
     changes: dict[str, str | None] = dict.fromkeys(PROFILE_VARIABLES)
     if profile:
-        # The second is the name that Jazzy reads.
-        name = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") == "jazzy"]
-        changes[name] = str(config_directory() / "fastdds.xml")
+        path = launching.fastdds_profile(config_directory(), "fastdds.xml")
+        changes.update(dict.fromkeys(launching.fastdds_variables(), path))
     environment = _image_traffic.private_environment(**changes)
     with (
         _image_traffic.process("receive", SECONDS, environment) as receiver,
