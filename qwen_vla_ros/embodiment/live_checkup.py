@@ -76,8 +76,8 @@ def environment(subject: Subject) -> Iterator[Finding]:
                     "",
                     f"raw images of {size / 1024:.0f} KiB and no FASTDDS_DEFAULT_PROFILES_FILE here",
                     "a profile with more shared memory, for camera and policy",
-                    "set it to config/fastdds_network.xml of this package (Jazzy: config/jazzy/fastdds_network.xml) "
-                    "for the camera's driver, too",
+                    "set it to config/fastdds_network.xml of this package "
+                    "(Jazzy: config/jazzy/fastdds_network.xml) for the camera's driver, too",
                 )
                 break
     if not graph.nodes:

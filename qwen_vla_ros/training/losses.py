@@ -29,8 +29,8 @@ class Grounding:
         classes: Colour and kind of each object as one number, -1 where there is none. Shape (n, o).
         pixels: Centres, (column, row) as a share of the picture. Shape (n, v, o, 2).
         visible: Shape (n, v, o).
-        named_pixel: Of the named object (of `place`: the pad once the thing is held), in the first view. Shape
-            (b, 2).
+        named_pixel: Of the named object (of `place`: the pad once the thing is held), in the first view.
+            Shape (b, 2).
         named_visible: Shape (b,).
         named_place: From the robot's base [m]. Shape (b, 3).
         named_offset: From each hand to the named object [m], NaN where there is no such hand or object. Shape
