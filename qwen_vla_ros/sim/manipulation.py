@@ -139,10 +139,6 @@ class Place(_Manipulation):
         pad = world.data.body(goal.other_target).xpos
         return super().within(world, goal) and world.postures(goal.arm).inside((pad[0], pad[1], CARRY))
 
-    def pursued(self, world: World, goal: Goal) -> str | None:
-        """The thing until it is held, then the pad."""
-        return goal.other_target if is_held(world, goal.arm, goal.target) else goal.target
-
     def distance(self, world: World, goal: Goal) -> float:
         """From the pad, beyond what is allowed, and what it is above it [m]; more while it is held."""
         centre = world.data.body(goal.target).xpos

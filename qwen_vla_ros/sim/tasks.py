@@ -155,10 +155,6 @@ class Task(ABC):
         """Where each arm goes that is named: arm to point (3,) [m]."""
         return {goal.arm: self.point(world, goal)}
 
-    def pursued(self, world: World, goal: Goal) -> str | None:
-        """Name of the object that the robot goes to now, None without one."""
-        return goal.target
-
     @abstractmethod
     def distance(self, world: World, goal: Goal) -> float:
         """From the goal now [m]."""

@@ -59,7 +59,9 @@ def _begin(world: World, goal: Goal, rng: np.random.Generator) -> None:
     start = rng.random()
     opening = widest if rng.random() < 0.8 else float(rng.uniform(0.0, widest))
     held = False
-    if goal.task != "push" and start < 0.35:
+    # Placing is little else than carrying.
+    in_hand, above = (0.55, 0.80) if goal.other_target else (0.35, 0.70)
+    if goal.task != "push" and start < in_hand:
         # In hand, perhaps on the way to the pad.
         held = True
         place = centre[:2] + rng.normal(0.0, 0.03, 2) * (rng.random() < 0.7)
@@ -70,7 +72,7 @@ def _begin(world: World, goal: Goal, rng: np.random.Generator) -> None:
         if rng.random() < 0.2:
             point[2] = max(LOWEST, thing.height)
         opening = thing.width
-    elif start < 0.70:
+    elif start < above:
         aside = rng.normal(0.0, rng.choice([0.006, 0.03]), 2)
         point = np.array([*(centre[:2] + aside), centre[2] + rng.uniform(0.0, 0.14)])
         if np.abs(aside).max() > 0.007 or opening < thing.width + 0.01:

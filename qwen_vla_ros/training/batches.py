@@ -218,7 +218,7 @@ class BodyDemonstrations:
         data = self._tensors
         row = torch.from_numpy(rows).to(self._device)
         of, goal = row.repeat_interleave(prompts), torch.from_numpy(goals).to(self._device)
-        target = data["targets"][of, goal].long()
+        target, picture = data["targets"][of, goal].long(), of[:, None]
         factor, offset = self._processor.scaling
         pixels = data["patches"][row] * factor + offset
         return Batch(
@@ -233,19 +233,19 @@ class BodyDemonstrations:
                 classes=data["classes"][row],
                 pixels=data["pixels"][row],
                 visible=data["visible"][row],
-                named_pixel=data["pixels"][of, 0, target],
-                named_visible=data["visible"][of, 0, target] & (target >= 0),
-                named_place=data["places"][of, target],
-                named_offset=self._offsets(of, target),
+                named_pixel=data["pixels"][picture, 0, target],
+                named_visible=data["visible"][picture, 0, target] & (target >= 0),
+                named_place=data["places"][picture, target],
+                named_offset=self._offsets(picture, target),
                 joints=data["joints"][row],
             ),
         )
 
     def _offsets(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """From each hand to the target, NaN without one. Shape (b, hands, 3) [m]."""
+        """From each hand to the targets (b, 2) in pictures (b, 1), NaN without one. (b, 2, hands, 3) [m]."""
         places, hands = self._tensors["places"], self._tensors["hands"]
-        found = places[rows, targets][:, None] - places[rows[:, None], hands[rows]]
-        return torch.where(targets[:, None, None] < 0, torch.nan, found)
+        found = places[rows, targets][:, :, None] - places[rows, hands[rows[:, 0]]][:, None]
+        return torch.where(targets[..., None, None] < 0, torch.nan, found)
 
     def draw_text(self, rng: np.random.Generator, count: int) -> TextBatch:
         """`count` goals at random, without their pictures."""

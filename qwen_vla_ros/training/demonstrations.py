@@ -8,7 +8,7 @@ g goals and o objects:
     tasks         int8 (n, g)               index into meta.json's tasks, -1 where the picture has fewer goals
     instructions  str (n, g)                empty where there is no goal
     actions       float32 (n, g, horizon, c) physical units, NaN where there is no goal
-    targets       int8 (n, g)               index of the object that the robot goes to now, -1 without one
+    targets       int8 (n, g, 2)            indices of the objects named, first and second, -1 without one
     focus         int8 (n,)                 the goal that the robot was after
     classes       int8 (n, o)               index into meta.json's classes, -1 where there are fewer objects;
                                             the robot's hands come last
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from qwen_vla_ros.sim.visits import Visitor
 
 FORMAT = "qwen_vla_ros demonstrations"
-VERSION = 2
+VERSION = 3
 # A picture of the setting `full` comes with at most so many goals: the one in focus and others at random.
 _GOALS = 8
 # What a picture without a goal or an object holds in its place.
@@ -449,7 +449,6 @@ def _pictures(world: Any, meta: Meta, shard: int, visitor: Visitor) -> Iterator[
 
 def _picture(world: Any, meta: Meta, focus: Any, scene: int, rng: np.random.Generator) -> dict[str, Any]:
     from qwen_vla_ros.sim import expert_chunk
-    from qwen_vla_ros.sim.catalogue import TASKS
 
     goals, wording = world.goals(), None
     if meta.setting != "easy":
@@ -458,15 +457,15 @@ def _picture(world: Any, meta: Meta, focus: Any, scene: int, rng: np.random.Gene
         others = [goal for goal in world.all_goals() if goal.task in meta.tasks and not goal.same(focus)]
         goals = [focus, *(others[i] for i in rng.permutation(len(others))[: _GOALS - 1])]
         wording = [(choice := phrases(goal, SEEN))[int(rng.integers(len(choice)))] for goal in goals]
-    objects = list(world.objects)
-    pursued = [TASKS[goal.task].pursued(world, goal) for goal in goals]
+    numbers = {name: number for number, name in enumerate(world.objects)}
+    named = [(goal.target, goal.other_target) for goal in goals]
     chunks = [expert_chunk(world, goal, meta.horizon, meta.step) for goal in goals]
     return {
         "images": np.stack([world.render(view) for view in meta.views]),
         "tasks": np.array([meta.tasks.index(goal.task) for goal in goals], dtype=np.int8),
         "instructions": np.array(wording or [goal.instruction for goal in goals]),
         "actions": np.stack(chunks).astype(np.float32),
-        "targets": np.array([objects.index(name) if name else -1 for name in pursued], dtype=np.int8),
+        "targets": np.array([[numbers.get(name, -1) for name in pair] for pair in named], dtype=np.int8),
         "focus": np.int8(next(i for i, goal in enumerate(goals) if goal.same(focus))),
         **_grounding(world, meta),
         "state": world.joint_positions.astype(np.float32),

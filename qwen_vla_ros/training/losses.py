@@ -19,6 +19,8 @@ from torch import Tensor, nn
 _BETA = 0.1
 # Distance at which an error in it counts half of one at the object; up to which it is told [m].
 _CLOSE, _LOOKED_AT = 0.05, 0.15
+# Objects that a sentence may name: a thing and its pad, two pillars.
+_NAMED = 2
 
 
 @dataclass
@@ -29,12 +31,11 @@ class Grounding:
         classes: Colour and kind of each object as one number, -1 where there is none. Shape (n, o).
         pixels: Centres, (column, row) as a share of the picture. Shape (n, v, o, 2).
         visible: Shape (n, v, o).
-        named_pixel: Of the named object (of `place`: the pad once the thing is held), in the first view.
-            Shape (b, 2).
-        named_visible: Shape (b,).
-        named_place: From the robot's base [m]. Shape (b, 3).
-        named_offset: From each hand to the named object [m], NaN where there is no such hand or object. Shape
-            (b, hands, 3).
+        named_pixel: Of the objects named, first and second, in the first view. Shape (b, 2, 2).
+        named_visible: False, too, where no such object is named. Shape (b, 2).
+        named_place: From the robot's base [m]. Shape (b, 2, 3).
+        named_offset: From each hand to the objects named [m], NaN where there is no such hand or object.
+            Shape (b, 2, hands, 3).
         joints: Of the robot in the picture, standardised per joint over the demonstrations. Shape (n, j).
     """
 
@@ -68,9 +69,9 @@ class TrainingHeads(nn.Module):
         self.action = nn.Sequential(
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, horizon * channels)
         )
-        self.place = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 5))
+        self.place = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, _NAMED * 5))
         self.joints = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, joints))
-        self.offset = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3 * hands))
+        self.offset = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, _NAMED * 3 * hands))
 
 
 def motion(chunks: Tensor) -> Tensor:
@@ -154,33 +155,33 @@ def token_loss(heads: TrainingHeads, features: Tensor, grounding: Grounding, gri
 
 
 def place_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:
-    """Where the named object is: pixel and place, read off the last text token; only where it can be seen.
+    """Where the objects named are that can be seen: pixel and place, read off the last text token.
 
     Returns:
         Loss, and the mean distance in the picture as a share of its side.
     """
     seen = grounding.named_visible
     target = torch.cat((2 * grounding.named_pixel - 1, grounding.named_place), dim=-1)
-    read = heads.place(last)
+    read = heads.place(last).view(target.shape)
     count = seen.sum().clamp(min=1)
-    error = torch.where(seen[:, None], read - target, 0.0)
+    error = torch.where(seen[..., None], read - target, 0.0)
     loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_BETA, reduction="sum") / (2 * count)
-    return loss, (error.detach()[:, :2] / 2).norm(dim=-1).sum() / count
+    return loss, (error.detach()[..., :2] / 2).norm(dim=-1).sum() / count
 
 
 def offset_loss(heads: TrainingHeads, last: Tensor, grounding: Grounding) -> tuple[Tensor, Tensor]:
-    """How far each hand is from the named object, read off the last text token.
+    """How far each hand is from the objects named, read off the last text token.
 
     Returns:
         Loss, and the mean distance by which the nearest offsets, within 15 cm, are missed [m].
     """
     offset = grounding.named_offset
-    if not offset.shape[1]:
+    if not offset.shape[2]:
         return last.new_zeros(()), last.new_zeros(())
     known = offset.isfinite().all(dim=-1)
     offset = torch.where(known[..., None], offset, 0.0)
     far = offset.norm(dim=-1, keepdim=True)
-    read = heads.offset(last).view(len(last), -1, 3)[:, : offset.shape[1]]
+    read = heads.offset(last).view(len(last), _NAMED, -1, 3)[:, :, : offset.shape[2]]
     # A centimetre counts where it matters: one near the object as much as several far from it.
     scale = 1.0 / (_CLOSE + far)
     error = torch.where(known[..., None], (read - offset) * scale, 0.0)

@@ -168,17 +168,6 @@ def test_only_the_thing_that_is_named_counts_as_picked_up(full):
             assert f"to the {other.colour} {other.kind} instead" in world.outcome().detail
 
 
-def test_a_thing_is_gone_to_until_it_is_held_and_then_its_pad(full, follow):
-    world = full("panda")
-    limit = world.reset("place", 100).time_limit
-    task, goal, start, pursued = TASKS["place"], world.goal, world.time, []
-    while not world.outcome().success and world.time - start < limit:
-        pursued.append((task.pursued(world, goal), is_held(world, goal.arm, goal.target)))
-        follow(world, chunk_of(world))
-    assert pursued[0] == (goal.target, False)
-    assert set(pursued) == {(goal.target, False), (goal.other_target, True)}
-
-
 def test_waving_needs_both_sides(full):
     world = full("g1")
     world.reset("wave", 0)

@@ -36,7 +36,8 @@ def test_shapes_and_content(data):
     assert (arrays["scenes"] >= TRAINING_SEEDS).all()
     for row in range(SAMPLES):
         for goal in range(3):
-            target = arrays["targets"][row, goal]
+            target, other = arrays["targets"][row, goal]
+            assert other == -1
             thing = meta.classes[arrays["classes"][row, target]]
             assert arrays["instructions"][row, goal] == f"reach the {thing}"
 
@@ -159,7 +160,7 @@ def test_damaged_meta(copy):
 def test_other_version(copy):
     content = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(content | {"version": 99}))
-    with pytest.raises(TrainingError, match="version 99, expected 'qwen_vla_ros demonstrations' version 2"):
+    with pytest.raises(TrainingError, match="version 99, expected 'qwen_vla_ros demonstrations' version 3"):
         demonstrations.read_meta(copy)
 
 
@@ -213,11 +214,12 @@ def test_several_tasks_and_views_in_one_folder(full):
         texts = arrays["instructions"][row][present[row]]
         assert len(set(texts)) == len(texts)
         for goal in np.flatnonzero(present[row]):
-            number = arrays["classes"][row, arrays["targets"][row, goal]]
-            colour, kind = meta.classes[number].split()
+            numbers = [arrays["classes"][row, named] for named in arrays["targets"][row, goal] if named >= 0]
+            names = [meta.classes[number].split() for number in numbers]
+            placing = meta.tasks[arrays["tasks"][row, goal]] == "place"
+            assert [kind == "pad" for _, kind in names] == ([False, True] if placing else [False])
             text = str(arrays["instructions"][row, goal]).split()
-            assert colour in text
-            assert kind in text
+            assert all(word in text for name in names for word in name)
 
 
 def test_wordings_are_the_seen_ones(full):

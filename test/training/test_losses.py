@@ -56,16 +56,18 @@ def test_offset_from_the_hands():
         torch.nn.init.zeros_(parameter)
     last, nothing = torch.randn(1, 16), [float("nan")] * 3
 
+    # Of each of the two objects that are named, from each of two hands.
     def loss(*offsets):
-        grounding = SimpleNamespace(named_offset=torch.tensor([offsets]).view(1, -1, 3))
+        grounding = SimpleNamespace(named_offset=torch.tensor([offsets]).view(1, 2, -1, 3))
         return tuple(value.item() for value in offset_loss(heads, last, grounding))
 
-    assert loss([0.0, 0.0, 0.0], nothing) == (0.0, 0.0)
-    assert loss(nothing, nothing) == (0.0, 0.0)
+    assert loss([0.0, 0.0, 0.0], nothing, nothing, nothing) == (0.0, 0.0)
+    assert loss(nothing, nothing, nothing, nothing) == (0.0, 0.0)
     assert loss() == (0.0, 0.0)
-    near, missed = loss([0.0, 0.02, 0.0], nothing)
+    near, missed = loss([0.0, 0.02, 0.0], nothing, nothing, nothing)
     assert missed == pytest.approx(0.02)
-    far, missed = loss([0.0, 0.5, 0.0], nothing)
+    assert loss(nothing, nothing, nothing, [0.0, 0.02, 0.0]) == (near, missed)
+    far, missed = loss([0.0, 0.5, 0.0], nothing, nothing, nothing)
     assert missed == 0.0  # not looked at
     # 25 times as far away, and not even 6 times the loss.
     assert near < far < 6 * near
@@ -82,8 +84,10 @@ def test_offsets_are_those_of_the_demonstrations(data, micro):
     }
     meta, arrays = demonstrations.read_all(data / "franka_panda")
     hand = arrays["places"][rows][arrays["classes"][rows] == meta.classes.index("hand")]
-    named = arrays["places"][rows, arrays["targets"][rows, goals]]
+    named = arrays["places"][rows, arrays["targets"][rows, goals, 0]]
     assert np.linalg.norm(named - hand, axis=1).min() > 0.01
-    np.testing.assert_allclose(found["franka_panda"].named_offset[:, 0], named - hand, atol=1e-6)
+    offsets = found["franka_panda"].named_offset
+    np.testing.assert_allclose(offsets[:, 0, 0], named - hand, atol=1e-6)
+    assert offsets[:, 1].isnan().all()  # one object is named
     assert bodies["franka_panda"].hands == 1
-    assert found["tiago_base"].named_offset.shape == (6, 0, 3)
+    assert found["tiago_base"].named_offset.shape == (6, 2, 0, 3)

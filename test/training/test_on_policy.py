@@ -33,7 +33,7 @@ def test_states_are_those_on_the_policys_way(folder):
     assert meta.policy.startswith("qwen_vla_tiny ")
     hand = meta.classes.index("hand")
     rows = np.arange(meta.samples)
-    target = arrays["targets"][rows, arrays["focus"]]
+    target = arrays["targets"][rows, arrays["focus"], 0]
     places = arrays["places"]
     aside = np.linalg.norm(
         places[rows, target] - places[rows, (arrays["classes"] == hand).argmax(axis=1)], axis=1
