@@ -353,7 +353,7 @@ def _panda() -> Body:
         build=_build_panda,
         channels=tuple(joints),
         joints=joints,
-        tasks=("reach", "push", "pick_up", "place"),
+        tasks=("reach", "push", "pick_up", "place", "reach_pad"),
         embodiment="franka_panda",
         cameras={
             "ego": Camera((128, 128)),

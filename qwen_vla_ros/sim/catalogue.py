@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from qwen_vla_ros.sim.gestures import Point, Wave
 from qwen_vla_ros.sim.manipulation import PickUp, PickUpWithArm, Place, Push
 from qwen_vla_ros.sim.navigation import GoBetween, StopInFront
-from qwen_vla_ros.sim.tasks import Drive, Reach, ReachWithArm, ReachWithBoth, Task, Touch
+from qwen_vla_ros.sim.tasks import Drive, Reach, ReachPad, ReachWithArm, ReachWithBoth, Task, Touch
 
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -17,6 +17,7 @@ TASKS: Mapping[str, Task] = {
         Push(),
         PickUp(),
         Place(),
+        ReachPad(),
         ReachWithArm(),
         ReachWithBoth(),
         PickUpWithArm(),

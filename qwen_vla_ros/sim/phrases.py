@@ -52,19 +52,21 @@ def _sentences(
 
 # task: (plain wording, what demonstrations say, what is kept for evaluation). Demonstrations combine verbs,
 # names of things and frames, less what is kept: of a dozen sentences a small model learns no parts.
-_WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "reach": (
-        "reach the {colour} {kind}",
-        _sentences(
-            _ALONE,
-            ("reach", "reach for", "move to", "go to", "move the gripper above", "hover over", "approach"),
-        ),
-        (
-            "go over to the {colour} {kind}",
-            "move above the {kind} that is {colour}",
-            "please approach the {colour} {kind}",
-        ),
+_REACH = (
+    "reach the {colour} {kind}",
+    _sentences(
+        _ALONE,
+        ("reach", "reach for", "move to", "go to", "move the gripper above", "hover over", "approach"),
     ),
+    (
+        "go over to the {colour} {kind}",
+        "move above the {kind} that is {colour}",
+        "please approach the {colour} {kind}",
+    ),
+)
+_WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "reach": _REACH,
+    "reach_pad": _REACH,
     "push": (
         "push the {colour} {kind} to the {direction}",
         _sentences(

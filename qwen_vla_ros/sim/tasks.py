@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from qwen_vla_ros.sim.bodies import OBJECTS, SETTINGS
+from qwen_vla_ros.sim.bodies import FULL, OBJECTS, SETTINGS
 from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.layout import Table, lay_balls, lay_pillars, lay_table
 from qwen_vla_ros.sim.phrases import CANONICAL, phrases
@@ -180,6 +180,7 @@ class _ArmTask(Task):
 
     offset: ClassVar[Mapping[str | None, tuple[float, float, float]]]
     table: ClassVar[Table]
+    pads = False  # whether pads, not things, are gone to
     # What inverse kinematics may leave for a goal to count as reachable [m].
     reachable = 0.005
 
@@ -187,7 +188,7 @@ class _ArmTask(Task):
         return [
             goal
             for target, thing in world.things.items()
-            if thing.kind != "pad"
+            if (thing.kind == "pad") == self.pads
             for goal in self._candidates(world, target, thing.colour, thing.kind)
             if all(
                 world.reach(arm, point)[1] <= self.reachable
@@ -197,7 +198,7 @@ class _ArmTask(Task):
 
     def place_full(self, world: World, rng: np.random.Generator) -> None:
         for _ in range(_TRIES):
-            if self.usable(world, lay_table(world, rng, self.table, pads=False)):
+            if self.usable(world, lay_table(world, rng, self.table, self.pads)):
                 return
         raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.table}")
 
@@ -236,6 +237,18 @@ class Reach(_ArmTask):
     offset: ClassVar = {None: (0.0, 0.0, 0.10)}
     randomisation = Randomisation(first=(0.36, 0.62), second=(-0.28, 0.28), height=0.03, separation=0.14)
     table = PANDA_TABLE
+
+
+class ReachPad(Reach):
+    """The same above a pad."""
+
+    name = "reach_pad"
+    settings = (FULL,)
+    pads = True
+
+    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
+        world.settle()
+        return bool(self.goals(world))
 
 
 class ReachWithArm(_ArmTask):

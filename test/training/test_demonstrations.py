@@ -202,7 +202,7 @@ def full(tmp_path_factory):
 
 def test_several_tasks_and_views_in_one_folder(full):
     meta, arrays = demonstrations.read_all(full)
-    assert meta.tasks == ["reach", "push", "pick_up", "place"]
+    assert meta.tasks == ["reach", "push", "pick_up", "place", "reach_pad"]
     assert arrays["images"].shape == (SAMPLES, 2, 128, 128, 3)
     present = arrays["tasks"] >= 0
     assert len(set(arrays["tasks"][present].tolist())) >= 3
@@ -216,8 +216,8 @@ def test_several_tasks_and_views_in_one_folder(full):
         for goal in np.flatnonzero(present[row]):
             numbers = [arrays["classes"][row, named] for named in arrays["targets"][row, goal] if named >= 0]
             names = [meta.classes[number].split() for number in numbers]
-            placing = meta.tasks[arrays["tasks"][row, goal]] == "place"
-            assert [kind == "pad" for _, kind in names] == ([False, True] if placing else [False])
+            pads = {"place": [False, True], "reach_pad": [True]}.get(meta.tasks[arrays["tasks"][row, goal]])
+            assert [kind == "pad" for _, kind in names] == (pads or [False])
             text = str(arrays["instructions"][row, goal]).split()
             assert all(word in text for name in names for word in name)
 
