@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.training import demonstrations
 from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import AugmentationConfiguration, NormalisationConfiguration
@@ -91,3 +92,23 @@ def test_offsets_are_those_of_the_demonstrations(data, micro):
     assert offsets[:, 1].isnan().all()  # one object is named
     assert bodies["franka_panda"].hands == 1
     assert found["tiago_base"].named_offset.shape == (6, 2, 0, 3)
+
+
+def test_a_thing_and_its_pad_are_both_asked_for(micro, tmp_path):
+    folder = tmp_path / "franka_panda"
+    body = load_embodiment("franka_panda")
+    demonstrations.make(body, folder, 4, seed=3, shard_size=4, setting="full", tasks=["place"])
+    _, processor = micro()
+    bodies = load_bodies(tmp_path, ("franka_panda",), processor, (16, 32), NormalisationConfiguration())
+    rows, goals = np.arange(4), np.zeros(4, dtype=int)
+    configuration = AugmentationConfiguration()
+    drawn = bodies["franka_panda"].batch(rows, goals, 1, np.random.default_rng(0), configuration)
+    meta, arrays = demonstrations.read_all(folder)
+    hand = arrays["places"][rows, (arrays["classes"] == meta.classes.index("hand")).argmax(axis=1)]
+    for second in (0, 1):
+        named = arrays["targets"][rows, goals, second]
+        kinds = {meta.classes[number].split()[1] for number in arrays["classes"][rows, named]}
+        assert (kinds == {"pad"}) == bool(second)
+        places = arrays["places"][rows, named]
+        np.testing.assert_allclose(drawn.grounding.named_place[:, second], places, atol=1e-6)
+        np.testing.assert_allclose(drawn.grounding.named_offset[:, second, 0], places - hand, atol=1e-6)
