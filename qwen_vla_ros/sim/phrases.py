@@ -50,8 +50,6 @@ def _sentences(
     return tuple(dict.fromkeys(texts))
 
 
-# task: (plain wording, what demonstrations say, what is kept for evaluation). Demonstrations combine verbs,
-# names of things and frames, less what is kept: of a dozen sentences a small model learns no parts.
 _REACH = (
     "reach the {colour} {kind}",
     _sentences(
@@ -64,6 +62,9 @@ _REACH = (
         "please approach the {colour} {kind}",
     ),
 )
+
+# task: (plain wording, what demonstrations say, what is kept for evaluation). Demonstrations combine verbs,
+# names of things and frames, less what is kept: of a dozen sentences a small model learns no parts.
 _WORDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "reach": _REACH,
     "reach_pad": _REACH,

@@ -252,7 +252,7 @@ def read_meta(folder: Path) -> Meta:
     if (meta.format, meta.version) != (FORMAT, VERSION):
         raise TrainingError(
             f"{path}: found format {meta.format!r} version {meta.version}, "
-            f"expected {FORMAT!r} version {VERSION}"
+            f"expected {FORMAT!r} version {VERSION}; `qwen-vla data make` into another folder makes them anew"
         )
     return meta
 
