@@ -66,8 +66,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _is_captured(tensor: Tensor) -> bool:
-    """Whether work on it goes into a CUDA graph, so that its values cannot be looked at."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    """Whether work on it is recorded, to be done with other values, so that its own cannot be looked at."""
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class JointAttention(nn.Module):

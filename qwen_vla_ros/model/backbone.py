@@ -48,6 +48,7 @@ def expand_frames(pixel_values: Tensor, visual: Qwen3_5VisionModel) -> Tensor:
     return frame.expand(-1, -1, embed.temporal_patch_size, -1).flatten(1)
 
 
+@torch.compiler.disable  # which would trace through the cache, each time anew
 @lru_cache(maxsize=32)
 def _image_layout(height: int, width: int, merge: int, side: int, device: torch.device) -> tuple[Tensor, ...]:
     # The cache outlives an inference mode that the first call may come from.

@@ -66,21 +66,32 @@ def sample_prefix(
     return torch.randint(1, config.prefix_rows + 1, (count,), generator=generator, device=device)
 
 
-def draw_flow(
-    count: int, shape: Sequence[int], config: FlowConfig, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """What `flow_loss` draws, for a computation that is captured and cannot draw; prefixes of no rows where a
-    batch has none.
+@dataclass
+class FlowDraw:
+    """What chance decides in a flow-matching loss.
 
-    shape: (H, K).
+    Attributes:
+        noise: Y_1. Shape (B, H, K).
+        tau: Shape (B,).
+        prefix: Leading rows per sample that are given clean and not learned (training-time action
+            conditioning, arXiv 2512.05964), None for none. Shape (B,).
     """
-    device = generator.device
-    prefix = sample_prefix(count, shape[0], config, generator) if config.prefix_rows else None
-    return {
-        "noise": torch.randn(count, *shape, generator=generator, device=device),
-        "tau": sample_tau(count, config, generator),
-        "prefix": torch.zeros(count, dtype=torch.long, device=device) if prefix is None else prefix,
-    }
+
+    noise: Tensor
+    tau: Tensor
+    prefix: Tensor | None = None
+
+
+def draw_flow(
+    count: int, shape: Sequence[int], config: FlowConfig, generator: torch.Generator | None = None
+) -> FlowDraw:
+    """Draw for `count` chunks of `shape` (H, K), on the generator's device (CPU without one)."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return FlowDraw(
+        noise=torch.randn(count, *shape, generator=generator, device=device),
+        tau=sample_tau(count, config, generator),
+        prefix=sample_prefix(count, shape[0], config, generator) if config.prefix_rows else None,
+    )
 
 
 def apply_padding(sample: Tensor, mask: Tensor, config: FlowConfig) -> Tensor:

@@ -15,6 +15,7 @@ from qwen_vla_ros.model import backbone, flow_matching
 from qwen_vla_ros.model.action_expert import ActionExpert
 from qwen_vla_ros.model.configuration import QwenVLAConfig
 from qwen_vla_ros.model.context import VLMContext
+from qwen_vla_ros.model.flow_matching import FlowDraw
 from qwen_vla_ros.model.positions import mrope_positions
 
 
@@ -198,10 +199,8 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         context: VLMContext,
         actions: Tensor,
         action_mask: Tensor,
-        tau: Tensor | None = None,
-        noise: Tensor | None = None,
+        drawn: FlowDraw | None = None,
         generator: torch.Generator | None = None,
-        prefix: Tensor | None = None,
     ) -> QwenVLAOutput:
         """Flow-matching loss of normalised chunks.
 
@@ -209,22 +208,15 @@ class QwenVLAForActionPrediction(PreTrainedModel):
             context: From `encode`.
             actions: In [-1, 1]; values outside the mask are not read. Shape (B, H, K).
             action_mask: True where an action is. Shape (B, H, K).
-            tau: Shape (B,); drawn when missing.
-            noise: Shape (B, H, K); drawn when missing.
+            drawn: Noise, tau and prefix; without it they come from the generator, see `draw_flow`.
             generator: For what is drawn.
-            prefix: Leading rows per sample that are given clean and not learned (training-time action
-                conditioning, arXiv 2512.05964). Shape (B,); drawn when missing and `FlowConfig.prefix_rows`
-                is not 0.
         """
         flow = self.config.flow
         mask = action_mask.bool()
         clean = torch.where(mask, actions, 0.0).to(context.hidden.dtype)
-        if noise is None:
-            noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
-        if tau is None:
-            tau = flow_matching.sample_tau(len(clean), flow, generator).to(clean)
-        if prefix is None and flow.prefix_rows:
-            prefix = flow_matching.sample_prefix(len(clean), clean.shape[1], flow, generator)
+        if drawn is None:
+            drawn = flow_matching.draw_flow(len(clean), clean.shape[1:], flow, generator)
+        noise, tau, prefix = drawn.noise.to(clean), drawn.tau.to(clean), drawn.prefix
         noisy = flow_matching.interpolate(clean, noise, tau)
         rows = tau
         if prefix is not None:
@@ -248,15 +240,14 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         image_features: Tensor | None = None,
         image_index: Tensor | None = None,
         position_ids: Tensor | None = None,
-        tau: Tensor | None = None,
-        noise: Tensor | None = None,
+        drawn: FlowDraw | None = None,
         generator: torch.Generator | None = None,
     ) -> QwenVLAOutput:
         """`encode`, then `flow_loss`; arguments as there."""
         context = self.encode(
             input_ids, attention_mask, image_grid_thw, pixel_values, image_features, image_index, position_ids
         )
-        return self.flow_loss(context, actions, action_mask, tau, noise, generator)
+        return self.flow_loss(context, actions, action_mask, drawn, generator)
 
     @torch.no_grad()
     def sample(

@@ -39,7 +39,8 @@ class Batch:
     """n pictures of one body and b prompts about them.
 
     Attributes:
-        pixel_values, image_grid_thw: As QwenVLAProcessor.images gives them, n * v pictures.
+        pixel_values: As QwenVLAProcessor.images gives them, n * v pictures of one size.
+        grid: Rows and columns of patches in each.
         prompts: input_ids, attention_mask, position_ids, as QwenVLAProcessor.collate gives them; those
             of a picture follow one another.
         trunk: Of all prompts of the body.
@@ -50,7 +51,7 @@ class Batch:
     """
 
     pixel_values: Tensor
-    image_grid_thw: Tensor
+    grid: tuple[int, int]
     prompts: dict[str, Tensor]
     trunk: Trunk
     actions: Tensor
@@ -106,6 +107,8 @@ class BodyDemonstrations:
         # A group's own normalisation counts, as it will for the policy.
         self.statistics: Statistics = resolve_statistics(self.embodiment, {self.embodiment.name: found})
         self._processor = processor
+        patch = processor.config.patch_size
+        self._grid = (self._size[0] // patch, self._size[1] // patch)
         self._shape = shape
         first = demonstrations.read_shard(folder, self.meta, 0, ("classes",))["classes"]
         self.hands = self._find_hands(first).shape[1]
@@ -156,17 +159,14 @@ class BodyDemonstrations:
         self._trunk = common_trunk(prompts["input_ids"], prompts["attention_mask"], self._processor.image_id)
         self._texts = list(texts)
         self._sentences: dict[str, Tensor] = {}
-        grid = [(1, *(side // self._processor.config.patch_size for side in self._size))]
-        self._grid = torch.tensor(grid * len(self.meta.views))
         self._tensors = {name: torch.from_numpy(array).to(self._device) for name, array in tensors.items()}
         self._tensors["patches"] = patches
         self._tensors["motion"] = motion(self._tensors["actions"])
 
     def _patch_shape(self) -> tuple[int, int]:
         """Of a picture: patches of all views, and values of one."""
-        patch = self._processor.config.patch_size
-        height, width = self._size
-        return len(self.meta.views) * (height // patch) * (width // patch), 3 * patch * patch
+        rows, columns = self._grid
+        return len(self.meta.views) * rows * columns, 3 * self._processor.config.patch_size**2
 
     def _patches(self, images: np.ndarray) -> Tensor:
         """Pictures uint8 (n, v, h, w, 3) as the model's patches. Shape (n, patches, 3 * p * p)."""
@@ -223,7 +223,7 @@ class BodyDemonstrations:
         pixels = data["patches"][row] * factor + offset
         return Batch(
             pixel_values=_augmented(pixels, rng, augment).flatten(0, 1),
-            image_grid_thw=self._grid.repeat(len(rows), 1),
+            grid=self._grid,
             prompts=_rows(self._prompts, data["sentences"][of, goal]),
             trunk=self._trunk,
             actions=self._actions(of, goal),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -24,3 +26,8 @@ def cpu_has_fast_bfloat16() -> bool:
     except OSError:  # another system than Linux
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler for kernels of a CPU."""
+    return shutil.which(os.environ.get("CXX") or "g++") is not None

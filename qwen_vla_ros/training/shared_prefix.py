@@ -39,6 +39,7 @@ class Tree:
     parents: Tensor
 
 
+@torch.compiler.disable  # which would trace through the cache, each time anew
 @lru_cache(maxsize=64)
 def make_tree(trunk: int, branches: int, length: int, taps: int, device: torch.device | None = None) -> Tree:
     total = trunk + branches * length

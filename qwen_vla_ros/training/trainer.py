@@ -13,6 +13,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from qwen_vla_ros.model.backbone import vision_features
 from qwen_vla_ros.model.checkpoint import CheckpointError, load_checkpoint
 from qwen_vla_ros.model.context import VLMContext
-from qwen_vla_ros.model.flow_matching import draw_flow
+from qwen_vla_ros.model.flow_matching import FlowDraw, draw_flow
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.presets import build_tiny
 from qwen_vla_ros.model.processor import QwenVLAProcessor
@@ -35,7 +37,7 @@ from qwen_vla_ros.training.configuration import (
     TextToActionConfiguration,
     TrainingConfiguration,
 )
-from qwen_vla_ros.training.devices import choose_device, cpu_has_fast_bfloat16
+from qwen_vla_ros.training.devices import choose_device, cpu_has_fast_bfloat16, has_compiler
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.graphs import CapturedGradients
 from qwen_vla_ros.training.losses import (
@@ -90,6 +92,11 @@ class Trainer:
         if cuda:
             # Of a model this small, casts cost more than products in 16 bits save.
             torch.set_float32_matmul_precision("high")
+        self._compiled = self.losses
+        if configuration.compile == "auto" and not cuda and has_compiler():
+            self._compiled = torch.compile(self.losses, dynamic=False)
+            # Each body has shapes of its own; at the default limit most of them would run as they are.
+            torch._dynamo.config.recompile_limit = 16 * len(configuration.batch.images)
         self._graphs: dict[tuple[str, bool], CapturedGradients] | None = (
             {} if cuda and self._processes.count == 1 else None
         )
@@ -157,16 +164,11 @@ class Trainer:
     def losses(
         self,
         batch: Batch,
-        joint: bool,
-        generator: torch.Generator | None = None,
-        drawn: Mapping[str, torch.Tensor] | None = None,
+        drawn: FlowDraw | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses and errors of a batch; with `joint`, flow matching is among them.
-
-        drawn: tau, noise and prefix of flow matching; without it they come from the generator.
-        """
+        """Losses and errors of a batch; with `drawn`, see draw_flow, flow matching is among them."""
         model, weights = self.model, self.configuration.loss
-        features = model.embed_images(batch.pixel_values, batch.image_grid_thw)
+        features = vision_features(model.backbone.model.visual, batch.pixel_values, *batch.grid)
         n, views = batch.grounding.visible.shape[:2]
         branches = len(batch.actions) // n
         features = features.view(n, -1, features.shape[-1])
@@ -174,7 +176,8 @@ class Trainer:
         last = last_token(context.hidden, context.mask)
         near = nearness(batch.motion, weights.near)
         action, action_error, near_error = action_loss(self.heads, last, batch.actions, batch.mask, near)
-        grid = tuple((batch.image_grid_thw[0, 1:] // self.processor.config.merge_size).tolist())
+        merge = self.processor.config.merge_size
+        grid = (batch.grid[0] // merge, batch.grid[1] // merge)
         tokens = token_loss(self.heads, features.view(n, views, grid[0] * grid[1], -1), batch.grounding, grid)
         place, place_error = place_loss(self.heads, last, batch.grounding)
         offset, offset_error = offset_loss(self.heads, last, batch.grounding)
@@ -192,16 +195,14 @@ class Trainer:
             "posture": posture,
             "posture_error": posture_error,
         }
-        if joint:
+        if drawn is not None:
             own = self._flow_rows
             part = VLMContext(
                 own(context.hidden, n).float(),
                 own(context.mask, n),
                 own(context.positions.transpose(0, 1), n).transpose(0, 1),
             )
-            flow = model.flow_loss(
-                part, own(batch.actions, n), own(batch.mask, n), generator=generator, **(drawn or {})
-            )
+            flow = model.flow_loss(part, own(batch.actions, n), own(batch.mask, n), drawn)
             assert flow.loss is not None
             assert flow.sample_loss is not None
             total = total + weights.flow * (flow.sample_loss * own(near, n)).mean()
@@ -312,13 +313,8 @@ class Trainer:
             batch = self.bodies[name].draw(
                 rng, images, settings.batch.prompts_per_image, settings.augmentation
             )
-            if self._graphs is None:
-                found: Mapping[str, torch.Tensor] = self._share_of_losses(
-                    images / pictures, batch, joint, generator
-                )
-                found["loss"].backward()
-            else:
-                found = self._captured(name, images / pictures, batch, joint, generator)
+            drawn = self._draw(batch, generator) if joint else None
+            found = self._gradients(name, images / pictures, batch, drawn)
             # All at once: each read from a GPU waits for it.
             values = torch.stack([value.detach().float() for value in found.values()]).tolist()
             metrics |= {f"{name}/{key}": value for key, value in zip(found, values, strict=True)}
@@ -326,34 +322,38 @@ class Trainer:
         parts = [metrics.pop(f"{name}/loss") for name in settings.batch.images]
         return {"loss": sum(parts), **metrics}
 
-    def _share_of_losses(
-        self,
-        share: float,
-        batch: Batch,
-        joint: bool,
-        generator: torch.Generator | None = None,
-        drawn: Mapping[str, torch.Tensor] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def _draw(self, batch: Batch, generator: torch.Generator) -> FlowDraw:
+        """What flow matching needs for those of the batch's prompts that have part in it."""
+        count = len(self._flow_rows(batch.motion, len(batch.grounding.joints)))
+        return draw_flow(count, batch.actions.shape[1:], self.model.config.flow, generator)
+
+    def _gradients(
+        self, name: str, share: float, batch: Batch, drawn: FlowDraw | None
+    ) -> Mapping[str, torch.Tensor]:
+        """Losses of a body's batch, whose gradients are added."""
+        if self._graphs is not None:
+            return self._captured(name, share, batch, drawn)
+        found = self._losses(share, batch, drawn)
+        found["loss"].backward()
+        return found
+
+    def _losses(self, share: float, batch: Batch, drawn: FlowDraw | None) -> dict[str, torch.Tensor]:
+        losses = self.losses if drawn is None else self._compiled
         with self._kernels():
-            found = self.losses(batch, joint, generator, drawn)
+            found = losses(batch, drawn)
         return {**found, "loss": found["loss"] * share}
 
     def _captured(
-        self, name: str, share: float, batch: Batch, joint: bool, generator: torch.Generator
+        self, name: str, share: float, batch: Batch, drawn: FlowDraw | None
     ) -> Mapping[str, torch.Tensor]:
-        """Losses of a body's batch, whose gradients are added, by a CUDA graph."""
+        """The same by a CUDA graph, which takes a prefix of no rows for none."""
         assert self._graphs is not None
-        drawn = {}
-        if joint:
-            count = len(self._flow_rows(batch.motion, len(batch.grounding.joints)))
-            drawn = draw_flow(count, batch.actions.shape[1:], self.model.config.flow, generator)
-        key = (name, joint)
+        if drawn is not None and drawn.prefix is None:
+            drawn = replace(drawn, prefix=torch.zeros_like(drawn.tau, dtype=torch.long))
+        key = (name, drawn is not None)
         if key not in self._graphs:
             self._graphs[key] = CapturedGradients(
-                lambda batch, drawn: self._share_of_losses(share, batch, joint, drawn=drawn),
-                self._parameters,
-                batch,
-                drawn,
+                lambda batch, drawn: self._losses(share, batch, drawn), self._parameters, batch, drawn
             )
         return self._graphs[key](batch, drawn)
 

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 
+from qwen_vla_ros.model.flow_matching import FlowDraw
 from qwen_vla_ros.model.presets import build_tiny
 
 HEAD = "<|ego_start|><|vision_start|><|image_pad|><|vision_end|><|ego_end|>The robot is X with single arm: "
@@ -122,14 +123,13 @@ def test_batch_of_several_bodies_equals_each_alone(tiny, picture) -> None:
     actions = torch.rand(2, 16, 32) * 2 - 1
     tau = torch.tensor([0.3, 0.8])
     with torch.no_grad():
-        together = model.flow_loss(context, actions, mask, tau=tau, noise=noise)
+        together = model.flow_loss(context, actions, mask, FlowDraw(noise, tau))
         for row, span in enumerate([slice(0, 1), slice(1, 3)]):
             alone = model.flow_loss(
                 encode(tiny, prompts[row : row + 1], images[span]),
                 actions[row : row + 1],
                 mask[row : row + 1],
-                tau=tau[row : row + 1],
-                noise=noise[row : row + 1],
+                FlowDraw(noise[row : row + 1], tau[row : row + 1]),
             )
             torch.testing.assert_close(together.sample_loss[row], alone.loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.loss, together.sample_loss.mean())
@@ -144,7 +144,7 @@ def test_actions_outside_the_mask_reach_nothing(tiny, picture) -> None:
     for filling in (0.0, float("nan")):
         filled = torch.where(mask, actions, filling)
         model.zero_grad()
-        loss = model.flow_loss(context, filled, mask, tau=tau, noise=noise).loss
+        loss = model.flow_loss(context, filled, mask, FlowDraw(noise, tau)).loss
         loss.backward()
         losses.append((loss.item(), model.action_expert.action_out[-1].weight.grad.clone()))
     model.zero_grad()

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from qwen_vla_ros.training.configuration import (
     load_configuration,
     parse_configuration,
 )
+from qwen_vla_ros.training.devices import has_compiler
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.processes import Processes, shares
 from qwen_vla_ros.training.schedule import learning_rate
@@ -221,11 +224,37 @@ def test_a_prefix_of_no_rows_is_none(trainer, tmp_path):
         draw_flow(len(batch.actions), batch.actions.shape[1:], flow, torch.Generator().manual_seed(seed))
         for seed in range(20)
     )
-    drawn = next(each for each in draws if not each["prefix"].any())
-    found = model.flow_loss(context, batch.actions, batch.mask, **drawn)
-    flow.prefix_rows = 0
-    expected = model.flow_loss(context, batch.actions, batch.mask, **{**drawn, "prefix": None})
+    drawn = next(each for each in draws if each.prefix is None)
+    none = torch.zeros(len(batch.actions), dtype=torch.long)
+    found = model.flow_loss(context, batch.actions, batch.mask, replace(drawn, prefix=none))
+    expected = model.flow_loss(context, batch.actions, batch.mask, drawn)
     torch.testing.assert_close(found.sample_loss, expected.sample_loss)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_compiled_gradients_are_the_gradients(trainer, tmp_path, monkeypatch):
+    """Of batches with a prefix and without. Recorded as always; made into kernels, in minutes, it is not."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    changes = {
+        "precision": "float32",
+        "flow": {"prefix_rows": 5},
+        "batch": {"images": {BODIES[0]: 2}, "prompts_per_image": 3},
+    }
+    run = trainer(tmp_path, compile="auto", **changes)
+    plain = trainer(tmp_path, **changes)
+    assert plain._compiled == plain.losses
+    assert run._compiled != run.losses
+    prefixes = set()
+    for step in range(6):
+        run.step = plain.step = step
+        rng, generator = run._random(BODIES[0])
+        batch = run.bodies[BODIES[0]].draw(rng, 2, 3, run.configuration.augmentation)
+        prefixes.add(run._draw(batch, generator).prefix is None)
+        assert run._all_together(True) == pytest.approx(plain._all_together(True), rel=1e-3, abs=1e-5)
+    assert prefixes == {False, True}
+    for one, other in zip(run._parameters, plain._parameters, strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
