@@ -119,7 +119,7 @@ def test_gradients(tiny, picture) -> None:
 def test_training_after_inference(tiny) -> None:
     model, _ = tiny
     pixels, grid = torch.randn(4 * 6, 768), torch.tensor([[1, 4, 6]])
-    backbone._image_layout.cache_clear()
+    backbone._image_layout.__wrapped__.cache_clear()
     with torch.inference_mode():
         model.embed_images(pixels, grid)
     model.embed_images(pixels, grid).sum().backward()
