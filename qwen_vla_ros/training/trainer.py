@@ -161,11 +161,7 @@ class Trainer:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
-    def losses(
-        self,
-        batch: Batch,
-        drawn: FlowDraw | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, drawn: FlowDraw | None = None) -> dict[str, torch.Tensor]:
         """Losses and errors of a batch; with `drawn`, see draw_flow, flow matching is among them."""
         model, weights = self.model, self.configuration.loss
         features = vision_features(model.backbone.model.visual, batch.pixel_values, *batch.grid)
