@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen_vla_ros.sim.bodies import FULL
-from qwen_vla_ros.sim.errors import SimulationError
 from qwen_vla_ros.sim.layout import lay_table
 from qwen_vla_ros.sim.tasks import ALOHA_TABLE, PANDA_TABLE, Goal, Outcome, Randomisation, Task, make_goal
 
 if TYPE_CHECKING:
     from qwen_vla_ros.sim.world import World
 
-_TRIES = 200
 # The lowest that a tool goes above the table, so that its fingers do not touch it [m].
 LOWEST = 0.018
 # How high things are carried [m].
@@ -46,13 +44,8 @@ class _Manipulation(Task):
     table = PANDA_TABLE
     pads = False
 
-    def place_full(self, world: World, rng: np.random.Generator) -> None:
-        for _ in range(_TRIES):
-            lay_table(world, rng, self.table, self.pads)
-            world.settle()
-            if self.goals(world):
-                return
-        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.table}")
+    def lay(self, world: World, rng: np.random.Generator) -> list[np.ndarray] | None:
+        return lay_table(world, rng, self.table, self.pads)
 
     def within(self, world: World, goal: Goal) -> bool:
         """Whether the arm can do it."""

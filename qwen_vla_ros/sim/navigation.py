@@ -51,10 +51,6 @@ class GoBetween(Drive):
                 )
         return found
 
-    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
-        world.settle()
-        return bool(self.goals(world))
-
     def point(self, world: World, goal: Goal) -> np.ndarray:
         return 0.5 * (world.data.body(goal.target).xpos + world.data.body(goal.other_target).xpos)
 

@@ -112,6 +112,17 @@ class Task(ABC):
 
     def place_full(self, world: World, rng: np.random.Generator) -> None:
         """Lay out a scene of the setting `full`."""
+        for _ in range(_TRIES):
+            positions = self.lay(world, rng)
+            if positions is not None and self.usable(world, positions):
+                return
+        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries")
+
+    def lay(self, world: World, rng: np.random.Generator) -> list[np.ndarray] | None:
+        """Place what a scene of the setting `full` holds; returns where the objects are, each (3,) [m].
+
+        None: what was drawn leaves no way, and nothing was placed.
+        """
         raise NotImplementedError
 
     def place(self, world: World, rng: np.random.Generator) -> None:
@@ -140,8 +151,9 @@ class Task(ABC):
         )
 
     def usable(self, world: World, positions: list[np.ndarray]) -> bool:
-        """Whether each object can be a target."""
-        return True
+        """Whether the scene that was placed has a goal."""
+        world.settle()
+        return bool(self.goals(world))
 
     @abstractmethod
     def goals(self, world: World) -> list[Goal]:
@@ -196,13 +208,11 @@ class _ArmTask(Task):
             )
         ]
 
-    def place_full(self, world: World, rng: np.random.Generator) -> None:
-        for _ in range(_TRIES):
-            if self.usable(world, lay_table(world, rng, self.table, self.pads)):
-                return
-        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.table}")
+    def lay(self, world: World, rng: np.random.Generator) -> list[np.ndarray] | None:
+        return lay_table(world, rng, self.table, self.pads)
 
     def usable(self, world: World, positions: list[np.ndarray]) -> bool:
+        """Whether each object can be a target."""
         # Object poses were written but not computed yet: judge the positions themselves.
         return all(
             any(
@@ -245,10 +255,7 @@ class ReachPad(Reach):
     name = "reach_pad"
     settings = (FULL,)
     pads = True
-
-    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
-        world.settle()
-        return bool(self.goals(world))
+    usable = Task.usable
 
 
 class ReachWithArm(_ArmTask):
@@ -267,10 +274,7 @@ class ReachWithBoth(ReachWithArm):
 
     name = "reach_with_both"
     offset: ClassVar = {"left": (-0.08, 0.0, 0.09), "right": (0.08, 0.0, 0.09), "both": (0.0, 0.0, 0.09)}
-
-    def usable(self, world: World, positions: list[np.ndarray]) -> bool:
-        world.settle()
-        return bool(self.goals(world))
+    usable = Task.usable
 
     def reaches(self, world: World, goal: Goal) -> dict[str | None, np.ndarray]:
         centre = world.data.body(goal.target).xpos
@@ -298,12 +302,8 @@ class Touch(_ArmTask):
     offset: ClassVar = {"left": (0.0, 0.08, 0.0), "right": (0.0, -0.08, 0.0)}
     randomisation = Randomisation(first=(0.32, 0.46), second=(-0.24, 0.24), height=0.90, separation=0.13)
 
-    def place_full(self, world: World, rng: np.random.Generator) -> None:
-        for _ in range(_TRIES):
-            places = lay_balls(world, rng, self.randomisation.first, self.randomisation.second)
-            if self.usable(world, places):
-                return
-        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries")
+    def lay(self, world: World, rng: np.random.Generator) -> list[np.ndarray] | None:
+        return lay_balls(world, rng, self.randomisation.first, self.randomisation.second)
 
 
 class Drive(Task):
@@ -327,15 +327,12 @@ class Drive(Task):
         x, y, yaw = rng.uniform(-1.0, 1.0, 3) * (0.1, 0.1, 0.2)
         return float(x), float(y), float(yaw)
 
-    def place_full(self, world: World, rng: np.random.Generator) -> None:
-        for _ in range(_TRIES):
-            positions = [self.position(rng) for _ in OBJECTS]
-            if not self.clear(positions):
-                continue
-            lay_pillars(world, rng, positions)
-            if self.usable(world, positions):
-                return
-        raise SimulationError(f"task {self.name!r} found no scene in {_TRIES} tries: {self.randomisation}")
+    def lay(self, world: World, rng: np.random.Generator) -> list[np.ndarray] | None:
+        positions = [self.position(rng) for _ in OBJECTS]
+        if not self.clear(positions):
+            return None
+        lay_pillars(world, rng, positions)
+        return positions
 
     def position(self, rng: np.random.Generator) -> np.ndarray:
         spread = self.randomisation
