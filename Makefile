@@ -29,7 +29,7 @@ ros_tests := test/bench test/demo test/nodes test/packaging
 free_tests := $(filter-out $(ros_tests),$(patsubst %/,%,$(wildcard test/*/)))
 pytest := tools/with_ros python -m pytest --cov --cov-report=xml:coverage.xml
 
-.PHONY: help setup demo test faults lint bench checkpoint clean
+.PHONY: help setup demo test faults lint bench checkpoint evaluation clean
 
 help:
 	@echo 'make demo     run the simulated robots   EMBODIMENT= TASK= EPISODES= SEED= SETTING='
@@ -38,6 +38,7 @@ help:
 	@echo 'make lint     format, lint, types, rules between the rooms'
 	@echo 'make bench    benchmarks, also as out/bench.json and .md'
 	@echo 'make checkpoint  make the shipped weights from nothing, in hours   OUT=out/checkpoint'
+	@echo 'make evaluation  all that docs/evaluation counts, in hours   CHECKPOINT= SEED= OUT=out/evaluation'
 	@echo 'make setup    only what the others need first'
 	@echo 'make clean    remove the environment and everything built'
 	@echo
@@ -76,6 +77,10 @@ bench: setup
 
 checkpoint: setup
 	@PATH=$(CURDIR)/$(bin):$$PATH tools/make_checkpoint $(or $(OUT),out/checkpoint)
+
+evaluation: setup
+	@PATH=$(CURDIR)/$(bin):$$PATH tools/evaluate_checkpoint $(or $(CHECKPOINT),checkpoints/qwen_vla_tiny) \
+	  $(or $(OUT),out/evaluation) $(or $(SEED),0)
 
 clean:
 	rm -rf .venv$(suffix) .colcon$(suffix) out .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
