@@ -48,6 +48,8 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
         lines += ["## Success", "", "![Success by body and task](success.png)", "", *_table(own), ""]
         if write_contact_sheet(own, folder / "frames.jpg"):
             lines += ["Start, half-way and end of the first episodes:", "", "![Frames](frames.jpg)", ""]
+    if rows := _through_nodes(own):
+        lines += ["## Through the nodes", "", *rows, ""]
     if controls:
         lines += ["## Controls", "", *_controls(controls), ""]
     if swaps:
@@ -97,6 +99,40 @@ def _table(entries: Sequence[Entry]) -> list[str]:
             f"{entry.rms_jerk:.0f} |"
         )
     return lines
+
+
+def _through_nodes(entries: Sequence[Entry]) -> list[str]:
+    """Rows about the scenes that were run both in lock-step and through the nodes; empty without any."""
+    locked = {entry.key[:-1]: entry for entry in entries if entry.through == "lock-step"}
+    rows = []
+    for entry in entries:
+        reference = locked.get(entry.key[:-1])
+        if entry.through != "ros" or reference is None:
+            continue
+        before = {(e.scene, e.instruction): e.success for e in reference.episodes}
+        pairs = [
+            (before[key], e.success) for e in entry.episodes if (key := (e.scene, e.instruction)) in before
+        ]
+        if not pairs:
+            continue
+        first, second = (sum(hits) for hits in zip(*pairs, strict=True))
+        points = 100 * (second - first) / len(pairs)
+        rows.append(
+            f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {len(pairs)} "
+            f"| {first} | {second} | {points:+.0f} | {pairs.count((True, False))} "
+            f"| {pairs.count((False, True))} |"
+        )
+    if not rows:
+        return []
+    return [
+        "The same scenes and instructions in lock-step and through the ROS nodes, where images take time and "
+        "the robot moves meanwhile.",
+        "",
+        "| body | task | setting | wording | scenes | lock-step | nodes | points | only lock-step "
+        "| only nodes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def _controls(entries: Sequence[Entry]) -> list[str]:

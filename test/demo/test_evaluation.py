@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qwen_vla_ros.cli import app
-from qwen_vla_ros.training.results import read_evaluation
+from qwen_vla_ros.demo.evaluation_report import write_report
+from qwen_vla_ros.training.results import EpisodeResult, Evaluation, make_entry, read_evaluation
 
 
 def run(*arguments):
@@ -50,6 +51,35 @@ def test_an_entry_for_each_body_and_control(tmp_path):
     with Image.open(report / "frames.jpg") as frames:
         assert frames.size[0] > 3 * 240
     assert (report / "success.png").is_file()
+
+
+def entry(through, successes, **facts):
+    """Of scenes from 70 on, one for each of `successes`."""
+    episodes = [
+        EpisodeResult(70 + k, "place it", success, success, 0.1, 5.0, 90.0, "")
+        for k, success in enumerate(successes)
+    ]
+    usual = {"embodiment": "franka_panda", "task": "place", "setting": "full", "wording": "seen"}
+    facts = {**usual, "control": "none", "seed": 70, "latency": 0.0, **facts}
+    return make_entry(episodes, through=through, **facts)
+
+
+def test_lock_step_and_nodes_are_compared_in_the_scenes_that_both_had(tmp_path):
+    entries = [
+        entry("ros", [True, False, True, False]),
+        entry("lock-step", [True, True, False, True, True, True]),
+        entry("ros", [True], task="push"),
+        entry("lock-step", [False], wording="held-out"),
+    ]
+    text = write_report([Evaluation("some", entries=entries)], tmp_path).read_text()
+    table = text.partition("## Through the nodes")[2].partition("## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| franka_panda")]
+    assert rows == ["| franka_panda | place | full | seen | 4 | 3 | 2 | -25 | 2 | 1 |"]
+
+
+def test_without_runs_through_the_nodes_there_is_no_comparison(tmp_path):
+    text = write_report([Evaluation("some", entries=[entry("lock-step", [True])])], tmp_path).read_text()
+    assert "Through the nodes" not in text
 
 
 @pytest.mark.usefixtures("ros_environment")
