@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,16 +58,27 @@ class Cell:
 
 
 class Runner:
-    """Episodes of one body with the checkpoint that comes with the package."""
+    """Episodes of one body with the checkpoint that comes with the package.
 
-    def __init__(self, body: Embodiment, threads: int = 1):
+    Args:
+        task: the body's first where it is empty.
+        setting: `easy`, or `full` with the words of the demonstrations.
+        every: rows from one picture to the next.
+    """
+
+    def __init__(
+        self, body: Embodiment, task: str = "", setting: str = "easy", every: float = EVERY, threads: int = 1
+    ):
         from qwen_vla_ros.policy import load_policy
         from qwen_vla_ros.sim import make_world
+        from qwen_vla_ros.sim.phrases import CANONICAL, SEEN
 
-        self.body = body
+        self.body, self._every = body, every
         self._policy = load_policy(threads=threads)
         self._policy.configure(body)
-        self._world = make_world(body)
+        self._world = make_world(body, setting)
+        self._task = task or self._world.tasks[0]
+        self._wording = SEEN if setting == "full" else CANONICAL
         self._names = {group.name: group.joints for group in body.actions}
         arm = [group for group in body.actions if group.kind == "joint_position"]
         self._arm = np.concatenate(
@@ -78,13 +90,13 @@ class Runner:
         self._world.close()
 
     def cell(self, strategy: str, delay: float, episodes: int, seed: int = SEED) -> Cell:
-        """Run episodes of the body's first task, the same scenes for every strategy and delay."""
+        """Run episodes, the same scenes for every strategy and delay."""
         from qwen_vla_ros.training.seeds import evaluation_scene
 
         period = 1.0 / self.body.command_rate
         times, bends, jerks, splices = [], [], [], []
         for episode in range(episodes):
-            self._world.reset(self._world.tasks[0], evaluation_scene(seed, episode))
+            self._world.reset(self._task, evaluation_scene(seed, episode), self._wording)
             began = self._world.time
             self._splices: list[np.ndarray] = []
             drive = {"naive": self._naive, "synchronous": self._synchronous}.get(strategy)
@@ -140,12 +152,12 @@ class Runner:
         return follower, round(self._world.task.time_limit / follower.period), 1.0 / self.body.control_rate
 
     def _follow(self, mode: str, delay: float, episode: int) -> list:
-        """A chunk is asked for every `EVERY` rows, one at a time, and arrives `delay` after its picture."""
+        """A chunk is asked for every so many rows, one at a time, and arrives `delay` after its picture."""
         from qwen_vla_ros.policy import Continuation
 
         follower, ticks, step = self._begin(mode)
         world, path = self._world, []
-        every, late = round(EVERY * step / follower.period), round(delay / follower.period)
+        every, late = round(self._every * step / follower.period), round(delay / follower.period)
         asked, arrives, count = -every, -1, 0
         for tick in range(ticks):
             if arrives < 0 and tick >= asked + every:
@@ -180,7 +192,7 @@ class Runner:
                 if self._advance(follower, path):
                     return path
             # The world waited for the chunk: its first row is due one step from now.
-            follower.offer(chunk[:EVERY], self._world.time, step, self._world.time)
+            follower.offer(chunk[: max(1, round(self._every))], self._world.time, step, self._world.time)
             while follower.timeline.remaining(self._world.time) > 0 or not follower.resting:
                 if self._advance(follower, path) or len(path) >= ticks:
                     return path
@@ -189,7 +201,7 @@ class Runner:
     def _naive(self, delay: float, episode: int) -> list:
         world, path = self._world, []
         step, period = 1.0 / self.body.control_rate, 1.0 / self.body.command_rate
-        every, late = round(EVERY * step / period), round(delay / period)
+        every, late = round(self._every * step / period), round(delay / period)
         asked, arrives, count = -every, -1, 0
         names = [name for group in self.body.actions for name in group.joints]
         positions = dict(zip(world.joint_names, world.joint_positions, strict=True))
@@ -215,10 +227,10 @@ class Runner:
 
 
 def measure(
-    body: str, episodes: int, delays=DELAYS, strategies=STRATEGIES, seed: int = SEED
+    body: str, episodes: int, delays=DELAYS, strategies=STRATEGIES, seed: int = SEED, **how: Any
 ) -> Iterator[Cell]:
-    """All strategies at all delays."""
-    runner = Runner(load_embodiment(body))
+    """All strategies at all delays; `how`: see `Runner`."""
+    runner = Runner(load_embodiment(body), **how)
     try:
         for delay in delays:
             for strategy in strategies:
@@ -298,6 +310,9 @@ def run() -> list[BenchResult]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--body", default=BODY)
+    parser.add_argument("--task", default="", help="the body's first by default")
+    parser.add_argument("--setting", default="easy", choices=("easy", "full"))
+    parser.add_argument("--every", type=float, default=EVERY, help="rows from one picture to the next")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--delays", type=float, nargs="+", default=DELAYS, help="[s]")
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
@@ -306,13 +321,15 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     cells = []
+    how = {name: getattr(arguments, name) for name in ("task", "setting", "every")}
     for cell in measure(
-        arguments.body, arguments.episodes, arguments.delays, arguments.strategies, arguments.seed
+        arguments.body, arguments.episodes, arguments.delays, arguments.strategies, arguments.seed, **how
     ):
         cells.append(cell)
         print(f"{1e3 * cell.delay:.0f} ms {cell.strategy}: {cell}", file=sys.stderr, flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"body": arguments.body, "seed": arguments.seed, "cells": [asdict(cell) for cell in cells]}
+    cells_found = [asdict(cell) for cell in cells]
+    record = {"body": arguments.body, "seed": arguments.seed, **how, "cells": cells_found}
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     if arguments.plot:
         plot(cells, arguments.plot)

@@ -12,7 +12,7 @@ import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment
 
-from .base import History, wrap
+from .base import wrap
 from .groups import (
     BaseCommand,
     Command,
@@ -28,6 +28,7 @@ from .groups import (
 from .guard import BaseGuard, JointGuard, PathGuard
 from .homing import Passage
 from .kinematics import Kinematics
+from .measured import Measured
 from .stop import Limits, MotionError
 from .timeline import ChunkRefused, Timeline
 
@@ -89,13 +90,11 @@ class Follower:
         self._groups = make_groups(embodiment, self.period, self._look_ahead, kinematics or {})
         self._part: list[slice] = []  # columns in a chunk
         self._inner: list[slice] = []  # channels of the timeline
-        self._used: list[slice] = []  # joints
-        width = joints = 0
+        width = 0
         for group in self._groups:
             self._part.append(embodiment.layout.slice_of(group.name))
             self._inner.append(slice(width, width + group.width))
-            self._used.append(slice(joints, joints + len(group.joints)))
-            width, joints = self._inner[-1].stop, self._used[-1].stop
+            width = self._inner[-1].stop
         self._joint_groups = [group for group in self._groups if isinstance(group, JointGroup | TipGroup)]
         self._base_groups = [group for group in self._groups if not isinstance(group, JointGroup | TipGroup)]
         self._moved = join(self._groups, self.period, self._look_ahead)
@@ -132,9 +131,8 @@ class Follower:
             max_age=embodiment.stop.chunk_max_age,
         )
         span = embodiment.stop.chunk_max_age + embodiment.horizon * step
-        turning = np.concatenate([group.continuous for group in self._groups])
-        self.joints = History(joints, span, angles=turning)
-        self.pose = History(3, span, angles=[False, False, True])
+        measured = self._measured = Measured(self._groups, span)
+        self.joints, self.pose, self._used = measured.joints, measured.pose, measured.used
         for group in self._path_groups:
             group.watch(self.pose)
         self._all_ahead = all(group.looks_ahead for group in self._groups)
@@ -169,8 +167,8 @@ class Follower:
         Raises:
             ValueError: when joints or, where needed, a pose have not been measured.
         """
-        measured = self._measured(now)
-        joints, pose = self._states(now)
+        measured = self._seen(now)
+        joints, pose = self._measured.at(now)
         for group, used in zip(self._groups, self._used, strict=True):
             group.start(joints[used], pose)
         self._joint_guard.start(self._commanded_joints())
@@ -187,7 +185,7 @@ class Follower:
         Raises:
             ValueError: a pose that is needed has not been measured.
         """
-        _, pose = self._states(now)
+        _, pose = self._measured.at(now)
         here = np.concatenate([group.here(pose) for group in self._groups])
         if not np.isfinite(here).all():
             raise ValueError("not measured yet: the pose of the base")
@@ -226,7 +224,7 @@ class Follower:
             raise ChunkRefused(f"stamp {stamp} s and time {now} s must be finite")
         self._watch(now)
         try:
-            origin = self._measured(stamp)
+            origin = self._seen(stamp)
         except ValueError as error:
             raise ChunkRefused(str(error)) from error
         here = self.timeline.sample(now).position
@@ -248,7 +246,7 @@ class Follower:
             ValueError: joints have not been measured.
         """
         self.start(now)
-        joints, _ = self._states(now)
+        joints, _ = self._measured.at(now)
         self._passages: dict[str, Passage] = {}
         for group, used in zip(self._groups, self._used, strict=True):
             if isinstance(group, JointGroup | TipGroup):
@@ -291,13 +289,17 @@ class Follower:
     def plan(self, stamp: float) -> Plan:
         """What is planned from `stamp` on, for a policy that continues it.
 
-        The rows are relative to the set-point at `stamp`, which stands for the state of the robot then.
+        Rows that are relative count from where the robot was measured then, as those of a chunk will: it lags
+        behind its set-points, and what continues them must not fall back by that.
+
+        Raises:
+            ValueError: joints or, where needed, a pose have not been measured.
         """
         body = self.embodiment
         step = 1.0 / body.control_rate
         times = stamp + step * np.arange(1, body.horizon + 1)
         known = int((times <= stamp + self.timeline.remaining(stamp) + EDGE).sum())
-        origin = self.timeline.sample(stamp).position
+        origin = self._seen(stamp)
         inside = np.array([self.timeline.sample(time - EDGE).position for time in times[:known]])
         rows = np.full((body.horizon, body.layout.count), np.nan)
         for group, part, inner in zip(self._groups, self._part, self._inner, strict=True):
@@ -389,15 +391,9 @@ class Follower:
             return self._moved.tracker.state.position
         return np.concatenate([np.zeros(0), *(group.commanded for group in self._joint_groups)])
 
-    def _states(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:
-        joints = self.joints.at(stamp)
-        if joints is None:
-            joints = np.full(self._used[-1].stop, np.nan)
-        return joints, self.pose.at(stamp)
-
-    def _measured(self, stamp: float) -> np.ndarray:
+    def _seen(self, stamp: float) -> np.ndarray:
         """Where the robot was, in the channels of the timeline. Shape (width,)."""
-        joints, pose = self._states(stamp)
+        joints, pose = self._measured.at(stamp)
         missing, values = [], []
         for group, used in zip(self._groups, self._used, strict=True):
             values.append(group.observe(joints[used], pose))

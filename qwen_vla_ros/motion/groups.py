@@ -151,6 +151,8 @@ class JointGroup:
         self.continuous = np.array([joint in getattr(group, "continuous", ()) for joint in group.joints])
         self._reference = group.reference
         self._threshold = getattr(group, "threshold", None)
+        # Whether rows count from where the group was when it was seen.
+        self.relative = self._threshold is None and self._reference != "absolute"
         self._hysteresis = getattr(group, "hysteresis", 0.0)
         self._offset, self._scale = np.zeros(self.width), np.ones(self.width)
         self._scaled = group.unit == "fraction"
@@ -250,6 +252,7 @@ class TipGroup:
     """
 
     needs_pose = False
+    relative = True
     looks_ahead = True
     width = 7
     quaternions = (3,)
@@ -475,6 +478,7 @@ class _Waypoints(_Base):
     """Waypoints of a base. Inside: x, y [m], yaw [rad] in the odometry frame."""
 
     needs_pose = True
+    relative = True
     width = 3
 
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
@@ -578,6 +582,7 @@ class BaseVelocityGroup(_DrivenBase):
     """Velocity of a base. Inside: v, where it is omnidirectional also sideways [m/s], and w [rad/s]."""
 
     needs_pose = False
+    relative = False
 
     def __init__(self, group: Any, period: float):
         self.width = group.count

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment, denormalise
-from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
-from qwen_vla_ros.policy import Continuation, Observation, ObservationError, PolicyError, load_policy
+from qwen_vla_ros.msg import ActionChunk, PolicyStatus, Task
+from qwen_vla_ros.policy import Observation, ObservationError, PolicyError, load_policy
 
 from . import qos
 from .configuration_checkup import check_policy
@@ -37,9 +36,6 @@ Result = ExecuteTask.Result
 State = PolicyStatus
 
 HEARTBEAT_PERIOD = 0.02
-
-# Chunks whose way to the robot tells how many rows the next one will lose.
-DELAYS = 8
 
 # How long before a chunk is due its images are made ready as they come [s]: a camera's period and some more.
 # Earlier ones would be made ready for nothing.
@@ -147,10 +143,7 @@ class PolicyNode(BodyNode):
         self._work: _Work | None = None
         self._sequence = 0
         self._joints: dict[str, tuple[float, float]] = {}
-        self._outlook: Any = None
-        # Sequence of the chunk that the executor follows, and how long the last ones took to get there [s].
-        self._followed = 0
-        self._delays: deque[float] = deque(maxlen=DELAYS)
+        self._continuing: Any = None
 
     # Lifecycle
 
@@ -180,15 +173,20 @@ class PolicyNode(BodyNode):
         self._reads_state = embodiment.prompt.state or self._policy.info.reads_state
         self._inbox, self._motion = Inbox(embodiment), Motion(self, embodiment)
         self._inputs = Inputs(embodiment, self._policy.resize)
-        self._outlook = None
+        self._continuing = None
         if (self.value("handover") or embodiment.motion.mode) == "rtc":
-            from qwen_vla_ros.motion.outlook import Outlook  # ruckig
+            from qwen_vla_ros.motion.follower import UnsupportedGroup  # ruckig
+
+            from .continuing import Continuing
 
             if self._policy.info.details.get("engine") == "onnxruntime":
                 raise ConfigurationError(
                     "handover rtc: backend onnx cannot continue a plan; take backend eager, or another mode"
                 )
-            self._outlook = Outlook(embodiment)
+            try:
+                self._continuing = Continuing(self, embodiment)
+            except UnsupportedGroup as error:
+                raise ConfigurationError(f"embodiment {embodiment.name}: {error}") from error
         # Loading took time in which cameras could appear; one look is the least.
         self._find_cameras(embodiment, began + self.value("camera_timeout"))
         check_policy(self, embodiment, self._policy.info.checkpoint)
@@ -229,10 +227,8 @@ class PolicyNode(BodyNode):
                 keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
                 self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         self._entities.append(self.create_subscription(Task, "task", self._on_task, qos.LATCHED))
-        if self._outlook is not None:
-            self._entities.append(
-                self.create_subscription(ExecutorStatus, "executor_status", self._on_executor, qos.LATCHED)
-            )
+        if self._continuing is not None:
+            self._continuing.listen()
         # What is short need not wait for what is long, the model here or elsewhere on the machine.
         self._priority = claim(self.value("realtime_priority"), self.get_logger(), DDS)
         self._inference, self._skew = Window(), Window()
@@ -261,6 +257,8 @@ class PolicyNode(BodyNode):
             self._called.set()
             self._thread.join()
             self._thread = None
+        if self._continuing is not None:
+            self._continuing.rest()
         if self._priority:
             go_first(0)
 
@@ -350,11 +348,6 @@ class PolicyNode(BodyNode):
         elif work is not None and work.task_id == message.task_id:
             self._work = None
         self._called.set()
-
-    def _on_executor(self, message: ExecutorStatus) -> None:
-        if message.sequence != self._followed and math.isfinite(message.capture_to_command):
-            self._followed = message.sequence
-            self._delays.append(message.capture_to_command)
 
     # Heartbeat
 
@@ -508,7 +501,9 @@ class PolicyNode(BodyNode):
         images, depth = self._inputs.of(views)
         seed = self.value("seed")
         observation = Observation(images, work.instruction, views.oldest, self._state(), depth)
-        options = {} if (plan := self._plan(work, views.oldest)) is None else {"plan": plan}
+        # A task begins with a chunk of its own.
+        plan = self._continuing.plan(views.oldest) if self._continuing is not None and work.chunks else None
+        options = {} if plan is None else {"plan": plan}
         with in_turn():
             chunk = self._policy.infer(observation, seed=None if seed < 0 else seed + work.chunks, **options)
         check_chunk(chunk, self.embodiment)
@@ -522,19 +517,8 @@ class PolicyNode(BodyNode):
         work.chunks += 1
         self._sequence += 1
         self._publish_chunk(work, views, data)
-        if self._outlook is not None:
-            self._outlook.note(data, views.oldest)
-
-    def _plan(self, work: _Work, stamp: float) -> Continuation | None:
-        """What the chunk has to continue: the one before, if it is being followed."""
-        if self._outlook is None or not work.chunks or self._followed != self._sequence:
-            return None
-        plan = self._outlook.plan(stamp)
-        if plan is None:
-            return None
-        # As many rows as the last chunks lost on their way, at most, will be lost again.
-        lost = math.ceil(max(self._delays) * self.embodiment.control_rate)
-        return Continuation(plan.rows, plan.known, min(lost, plan.known))
+        if self._continuing is not None:
+            self._continuing.note(data, views.oldest, self._sequence)
 
     def _publish_chunk(self, work: _Work, views: Any, data: np.ndarray) -> None:
         message = self._chunk

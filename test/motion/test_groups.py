@@ -8,7 +8,7 @@ import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.motion import rotations
-from qwen_vla_ros.motion.follower import ChunkRefused, Follower, MotionError
+from qwen_vla_ros.motion.follower import EDGE, ChunkRefused, Follower, MotionError
 from qwen_vla_ros.motion.guard import JointGuard
 from qwen_vla_ros.motion.kinematics import UrdfKinematics
 from qwen_vla_ros.motion.outlook import Outlook
@@ -17,6 +17,7 @@ from qwen_vla_ros.motion.stop import Limits
 PANDA = load_embodiment("franka_panda")
 TIAGO = load_embodiment("tiago_base")
 WIDOWX = load_embodiment("widowx")
+ALOHA = load_embodiment("aloha_viperx_wrist")
 READY = np.array([0.0, -0.3, 0.6, 0.0, 1.0, 0.0, 0.037])
 
 
@@ -137,32 +138,60 @@ def test_kinematics_for_many_rows_are_those_for_each():
         assert np.abs(jacobian[3:].T - turns).max() < 1e-5
 
 
-@pytest.mark.parametrize("body", [PANDA, TIAGO, WIDOWX], ids=lambda body: body.name)
-def test_a_plan_says_again_what_is_planned(body):
+@pytest.mark.parametrize("body", [PANDA, TIAGO, WIDOWX, ALOHA], ids=lambda body: body.name)
+def test_a_plan_leads_a_robot_that_lags_where_it_would_have_gone(body):
     joints = READY if body is WIDOWX else np.array([body.home[joint] for joint in body.joints])
-    follower = begin(body, joints, "rtc")
+    follower, outlook = begin(body, joints, "rtc"), Outlook(body)
+    outlook.joints.add(10.0, joints)
+    outlook.pose.add(10.0, np.zeros(3))
     step = 1 / body.control_rate
     t = np.arange(1, body.horizon + 1)[:, None] / body.horizon
     rows = {
         "franka_panda": joints + 0.2 * t,
         "tiago_base": np.hstack([t, 0.3 * t, 0.5 * t]),
         "widowx": widowx_rows(0.005, 0.02),
+        "aloha_viperx_wrist": 0.2 * t + np.zeros(len(joints)),
     }[body.name]
-    outlook = Outlook(body)
     follower.offer(rows, 10.0, step, 10.0)
     outlook.note(rows, 10.0)
-    for plan in (follower.plan(10.0 + 2 * step), outlook.plan(10.0 + 2 * step)):
-        assert plan.known == body.horizon - 2
-        assert np.isnan(plan.rows[plan.known :]).all()
-        if body is TIAGO:
-            c, s = np.cos(rows[1, 2]), np.sin(rows[1, 2])
-            shift = (rows[2:] - rows[1])[:, :2] @ np.array([[c, -s], [s, c]])
-            expected = np.hstack([shift, rows[2:, 2:] - rows[1, 2]])
-        else:
-            expected = rows[2:]
-        assert plan.rows[: plan.known] == pytest.approx(expected, abs=2e-3)
-    assert outlook.plan(10.0 + 99 * step) is None
-    assert follower.plan(10.0 + 99 * step).known == 0
+    later = 10.0 + 2 * step
+    for whose in (follower, outlook):
+        whose.joints.add(later, joints + 0.004)
+        whose.pose.add(later, [0.1, 0.02, 0.03])
+    plan, known = follower.plan(later), body.horizon - 2
+    assert plan.known == known
+    assert np.isnan(plan.rows[known:]).all()
+    assert outlook.plan(later).rows[:known] == pytest.approx(plan.rows[:known], abs=2e-3)
+    times = later + step * np.arange(1, known + 1) - EDGE
+    before = [follower.timeline.sample(time).position for time in times]
+    follower.offer(plan.rows[:known], later, step, later)
+    after = [follower.timeline.sample(time).position for time in times]
+    # During the first step one chunk is blended into the other, by the velocities of both.
+    assert np.array(after[1:]) == pytest.approx(np.array(before[1:]), abs=1e-6)
+    assert after[0] == pytest.approx(before[0], abs=2e-3)
+    over = 10.0 + 99 * step
+    assert outlook.plan(over) is None
+    assert follower.plan(over).known == 0
+
+
+def test_nothing_is_planned_relative_to_a_robot_that_was_not_measured():
+    outlook = Outlook(ALOHA)
+    assert outlook.needs_joints
+    assert not outlook.needs_pose
+    rows = np.zeros((ALOHA.horizon, ALOHA.layout.count))
+    outlook.note(rows, 10.0)
+    assert outlook.plan(10.1) is None
+    outlook.joints.add(10.2, [ALOHA.home[joint] for joint in ALOHA.joints])
+    assert outlook.plan(10.2) is None
+    outlook.note(rows, 10.2)
+    assert outlook.plan(10.3).known == ALOHA.horizon - 1
+
+
+def test_what_is_absolute_needs_no_measurement():
+    outlook = Outlook(PANDA)
+    assert not outlook.needs_joints
+    outlook.note(np.zeros((PANDA.horizon, PANDA.layout.count)), 10.0)
+    assert outlook.plan(10.1).known == PANDA.horizon - 1
 
 
 def test_a_chunk_of_another_step_or_out_of_reason_is_refused():
