@@ -18,6 +18,9 @@ from qwen_vla_ros.sim.phrases import SEEN
 from qwen_vla_ros.sim.visits import Visitor
 from qwen_vla_ros.training.evaluation import Case, ClosedLoop, Evaluator
 
+# From picture to chunk, of an episode [s]: on a robot chunks are late, and hands then close elsewhere.
+LATENCY = 0.0, 0.25
+
 
 def make_visitor(checkpoint: Path, embodiment: Embodiment) -> Visitor:
     """Visits the states of a checkpoint's episodes, one at each chunk, until the goal is reached.
@@ -30,10 +33,13 @@ def make_visitor(checkpoint: Path, embodiment: Embodiment) -> Visitor:
         world.reset(task, seed, SEEN)
         goal = world.goal
         loop = ClosedLoop(world)
+        late = min(round(rng.uniform(*LATENCY) / loop.period), loop.ticks_per_chunk - 1)
         for _ in range(count):
             yield goal
-            loop.offer(driver(world, goal, int(rng.integers(2**32))), world.time)
-            for _ in range(loop.ticks_per_chunk):
+            chunk, captured = driver(world, goal, int(rng.integers(2**32))), world.time
+            for tick in range(loop.ticks_per_chunk):
+                if tick == late:
+                    loop.offer(chunk, captured)
                 loop.tick()
             if world.outcome().success:
                 return
