@@ -328,8 +328,8 @@ def main() -> int:
         cells.append(cell)
         print(f"{1e3 * cell.delay:.0f} ms {cell.strategy}: {cell}", file=sys.stderr, flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    cells_found = [asdict(cell) for cell in cells]
-    record = {"body": arguments.body, "seed": arguments.seed, **how, "cells": cells_found}
+    record = {"body": arguments.body, "seed": arguments.seed, **how}
+    record["cells"] = [asdict(cell) for cell in cells]
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     if arguments.plot:
         plot(cells, arguments.plot)
