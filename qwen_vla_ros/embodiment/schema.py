@@ -713,6 +713,12 @@ class Embodiment(Record):
         )
 
     @property
+    def grippers(self) -> tuple[int, ...]:
+        """Columns of the action tensor that open and close grippers."""
+        slices = [self.layout.slice_of(group.name) for group in self.actions if group.kind == "gripper"]
+        return tuple(column for each in slices for column in range(each.start, each.stop))
+
+    @property
     def joints(self) -> tuple[str, ...]:
         """Joints of all groups, in the order of the groups; those that move an end effector too."""
         return tuple(joint for group in self.actions for joint in getattr(group, "joints", ()))

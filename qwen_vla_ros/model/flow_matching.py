@@ -75,23 +75,37 @@ class FlowDraw:
         tau: Shape (B,).
         prefix: Leading rows per sample that are given clean and not learned (training-time action
             conditioning, arXiv 2512.05964), None for none. Shape (B,).
+        signs: By which the rows of the prefix are multiplied, 1 or -1, None for 1. Shape (B, K).
     """
 
     noise: Tensor
     tau: Tensor
     prefix: Tensor | None = None
+    signs: Tensor | None = None
 
 
 def draw_flow(
-    count: int, shape: Sequence[int], config: FlowConfig, generator: torch.Generator | None = None
+    count: int,
+    shape: Sequence[int],
+    config: FlowConfig,
+    generator: torch.Generator | None = None,
+    grippers: Sequence[int] = (),
 ) -> FlowDraw:
-    """Draw for `count` chunks of `shape` (H, K), on the generator's device (CPU without one)."""
+    """Draw for `count` chunks of `shape` (H, K), on the generator's device (CPU without one).
+
+    Half of the prefixes say the opposite of the channels `grippers`. Demonstrations do not close fingers and
+    change their mind; a model that believed its own plan would continue a wrong one for ever.
+    """
     device = generator.device if generator is not None else torch.device("cpu")
-    return FlowDraw(
-        noise=torch.randn(count, *shape, generator=generator, device=device),
-        tau=sample_tau(count, config, generator),
-        prefix=sample_prefix(count, shape[0], config, generator) if config.prefix_rows else None,
-    )
+    noise = torch.randn(count, *shape, generator=generator, device=device)
+    tau = sample_tau(count, config, generator)
+    prefix = sample_prefix(count, shape[0], config, generator) if config.prefix_rows else None
+    if prefix is None:
+        return FlowDraw(noise, tau)
+    signs = torch.ones(count, shape[1], device=device)
+    for channel in grippers:
+        signs[:, channel] -= 2.0 * torch.randint(2, (count,), generator=generator, device=device)
+    return FlowDraw(noise, tau, prefix, signs)
 
 
 def apply_padding(sample: Tensor, mask: Tensor, config: FlowConfig) -> Tensor:

@@ -216,12 +216,13 @@ class QwenVLAForActionPrediction(PreTrainedModel):
         clean = torch.where(mask, actions, 0.0).to(context.hidden.dtype)
         if drawn is None:
             drawn = flow_matching.draw_flow(len(clean), clean.shape[1:], flow, generator)
-        noise, tau, prefix = drawn.noise.to(clean), drawn.tau.to(clean), drawn.prefix
+        noise, tau, prefix, signs = drawn.noise.to(clean), drawn.tau.to(clean), drawn.prefix, drawn.signs
         noisy = flow_matching.interpolate(clean, noise, tau)
         rows = tau
         if prefix is not None:
             given = torch.arange(clean.shape[1], device=clean.device) < prefix.to(clean.device)[:, None]
-            noisy = torch.where(given[..., None], clean, noisy)
+            told = clean if signs is None else clean * signs.to(clean)[:, None]
+            noisy = torch.where(given[..., None], told, noisy)
             rows = torch.where(given, 0.0, tau[:, None])
             mask = mask & ~given[..., None]
         velocity = self.velocity(context, flow_matching.apply_padding(noisy, action_mask.bool(), flow), rows)

@@ -270,10 +270,8 @@ class LocalPolicy:
         actions[0, : body.horizon, : body.layout.count] = values
         weight = flow_matching.prefix_weights(plan.committed, plan.known, actions.shape[1])[:, None]
         weight = weight.repeat(1, actions.shape[2])
-        for group in body.actions:
-            if group.kind == "gripper":
-                # Open or closed, there is nothing in between to lean to.
-                weight[plan.committed :, body.layout.slice_of(group.name)] = 0.0
+        # Open or closed, there is nothing in between to lean to.
+        weight[plan.committed :, list(body.grippers)] = 0.0
         device = self._model.device
         return flow_matching.Prefix(
             actions.to(device),

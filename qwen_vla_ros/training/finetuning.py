@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qwen_vla_ros.embodiment import Embodiment, InstructionError, Statistics, normalise, render_prompt
 from qwen_vla_ros.model.context import VLMContext
+from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.processor import QwenVLAProcessor
 from qwen_vla_ros.training import chunks, lora, saving
@@ -173,15 +174,18 @@ def _augment(
 class _Loss(nn.Module):
     """The flow-matching loss as one module, which DistributedDataParallel can wrap."""
 
-    def __init__(self, model: QwenVLAForActionPrediction) -> None:
+    def __init__(self, model: QwenVLAForActionPrediction, grippers: Sequence[int]) -> None:
         super().__init__()
         self.model = model
+        self._grippers = grippers
 
     def forward(self, batch: dict[str, Tensor], seed: int) -> Tensor:
         """Loss. Shape ()."""
         context = encode(self.model, batch)
         generator = torch.Generator(context.hidden.device).manual_seed(seed)
-        found = self.model.flow_loss(context, batch["actions"], batch["action_mask"], generator=generator)
+        count, *shape = batch["actions"].shape
+        drawn = draw_flow(count, shape, self.model.config.flow, generator, self._grippers)
+        found = self.model.flow_loss(context, batch["actions"], batch["action_mask"], drawn)
         assert found.loss is not None
         return found.loss
 
@@ -251,7 +255,9 @@ class Finetuner:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        self._loss, self._optimiser = self._accelerator.prepare(_Loss(model), optimiser)
+        self._loss, self._optimiser = self._accelerator.prepare(
+            _Loss(model, data.embodiment.grippers), optimiser
+        )
         self.model: QwenVLAForActionPrediction = self._accelerator.unwrap_model(self._loss).model
         self._trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self._trained.items()} if settings.ema else {}

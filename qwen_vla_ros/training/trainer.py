@@ -309,7 +309,7 @@ class Trainer:
             batch = self.bodies[name].draw(
                 rng, images, settings.batch.prompts_per_image, settings.augmentation
             )
-            drawn = self._draw(batch, generator) if joint else None
+            drawn = self._draw(name, batch, generator) if joint else None
             found = self._gradients(name, images / pictures, batch, drawn)
             # All at once: each read from a GPU waits for it.
             values = torch.stack([value.detach().float() for value in found.values()]).tolist()
@@ -318,10 +318,11 @@ class Trainer:
         parts = [metrics.pop(f"{name}/loss") for name in settings.batch.images]
         return {"loss": sum(parts), **metrics}
 
-    def _draw(self, batch: Batch, generator: torch.Generator) -> FlowDraw:
+    def _draw(self, name: str, batch: Batch, generator: torch.Generator) -> FlowDraw:
         """What flow matching needs for those of the batch's prompts that have part in it."""
         count = len(self._flow_rows(batch.motion, len(batch.grounding.joints)))
-        return draw_flow(count, batch.actions.shape[1:], self.model.config.flow, generator)
+        grippers = self.bodies[name].embodiment.grippers
+        return draw_flow(count, batch.actions.shape[1:], self.model.config.flow, generator, grippers)
 
     def _gradients(
         self, name: str, share: float, batch: Batch, drawn: FlowDraw | None
@@ -345,7 +346,12 @@ class Trainer:
         """The same by a CUDA graph, which takes a prefix of no rows for none."""
         assert self._graphs is not None
         if drawn is not None and drawn.prefix is None:
-            drawn = replace(drawn, prefix=torch.zeros_like(drawn.tau, dtype=torch.long))
+            count, _, channels = drawn.noise.shape
+            drawn = replace(
+                drawn,
+                prefix=torch.zeros_like(drawn.tau, dtype=torch.long),
+                signs=drawn.noise.new_ones(count, channels),
+            )
         key = (name, drawn is not None)
         if key not in self._graphs:
             self._graphs[key] = CapturedGradients(

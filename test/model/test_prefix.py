@@ -115,6 +115,43 @@ def test_the_loss_of_a_prefix_is_that_of_the_free_rows(tiny, context) -> None:
     torch.testing.assert_close(free.loss, error, atol=1e-5, rtol=1e-5)
 
 
+def test_a_prefix_is_told_by_its_signs(tiny, context) -> None:
+    """The model reads the opposite in those channels, and still learns the rows that are free."""
+    model, _ = tiny
+    mask = torch.zeros(1, 16, 32, dtype=torch.bool)
+    mask[:, :, :8] = True
+    actions, noise, tau = torch.rand(1, 16, 32) - 0.5, torch.randn(1, 16, 32), torch.tensor([0.7])
+    signs = torch.ones(1, 32)
+    signs[:, 7] = -1.0
+    opposite = actions.clone()
+    opposite[:, :5, 7] *= -1.0
+    drawn = FlowDraw(noise, tau, torch.tensor([5]))
+    with torch.no_grad():
+        true = model.flow_loss(context, actions, mask, drawn)
+        told = model.flow_loss(context, actions, mask, replace(drawn, signs=signs))
+        same = model.flow_loss(context, opposite, mask, drawn)
+    torch.testing.assert_close(told.velocity, same.velocity)
+    torch.testing.assert_close(told.loss, same.loss)
+    assert (told.velocity - true.velocity)[:, 5:, :8].abs().max() > 1e-4
+
+
+def test_half_of_the_prefixes_say_the_opposite_of_grippers(tiny, monkeypatch) -> None:
+    model, _ = tiny
+    monkeypatch.setattr(model.config.flow, "prefix_rows", 3)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_flow(8, (16, 32), model.config.flow, generator, (6, 13)) for _ in range(300)]
+    assert all((each.signs is None) == (each.prefix is None) for each in drawn)
+    signs = torch.cat([each.signs for each in drawn if each.signs is not None])
+    others = [channel for channel in range(32) if channel not in (6, 13)]
+    assert torch.equal(signs[:, others], torch.ones(len(signs), len(others)))
+    assert torch.equal(signs.abs(), torch.ones_like(signs))
+    # Each gripper by itself.
+    share = [
+        float(((signs[:, 6] == a) & (signs[:, 13] == b)).float().mean()) for a in (-1, 1) for b in (-1, 1)
+    ]
+    assert min(share) > 0.2, share
+
+
 def test_prefixes_are_drawn_where_the_model_is_trained_with_them(tiny, context, monkeypatch) -> None:
     model, _ = tiny
     mask = torch.ones(1, 16, 32, dtype=torch.bool)

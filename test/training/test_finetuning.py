@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from qwen_vla_ros.cli import app
 from qwen_vla_ros.embodiment import denormalise, parse_embodiment
 from qwen_vla_ros.model.checkpoint import load_checkpoint, save_checkpoint
+from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.policy import Observation
 from qwen_vla_ros.policy.local import LocalPolicy
 from qwen_vla_ros.training import lora
@@ -168,6 +169,34 @@ def test_computed_again_is_the_same_gradient(finetuner, tmp_path):
     assert set(found[0]) == set(found[1])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_prefixes_of_a_checkpoint_are_drawn_for_the_grippers_of_the_robot(finetuner, tmp_path, monkeypatch):
+    run = finetuner(tmp_path)
+    monkeypatch.setattr(run.model.config.flow, "prefix_rows", 3)
+    torch.manual_seed(0)
+    # A fresh expert is zero where its rows would see each other.
+    for parameter in run.model.action_expert.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    batch, _ = run._batch(0, 0)
+    context = encode(run.model, batch)
+    losses: list[list[float]] = []
+    for grippers in (run.data.embodiment.grippers, ()):
+        drawn = [
+            draw_flow(8, run._shape, run.model.config.flow, torch.Generator().manual_seed(seed), grippers)
+            for seed in range(10)
+        ]
+        assert {each.prefix is None for each in drawn} == {False, True}
+        losses.append(
+            [
+                float(run.model.flow_loss(context, batch["actions"], batch["action_mask"], d).loss)
+                for d in drawn
+            ]
+        )
+    found = [float(run._loss(batch, seed)) for seed in range(10)]
+    assert found == pytest.approx(losses[0], rel=1e-5)
+    assert found != pytest.approx(losses[1], rel=1e-5)
 
 
 def test_bfloat16_autocast_is_close(finetuner, tmp_path):

@@ -231,6 +231,17 @@ def test_a_prefix_of_no_rows_is_none(trainer, tmp_path):
     torch.testing.assert_close(found.sample_loss, expected.sample_loss)
 
 
+def test_prefixes_say_the_opposite_of_grippers_alone(trainer, tmp_path):
+    run = trainer(tmp_path, flow={"prefix_rows": 5})
+    told = {}
+    for name in BODIES:
+        batch = run.bodies[name].draw(np.random.default_rng(0), 8, 1, run.configuration.augmentation)
+        drawn = [run._draw(name, batch, torch.Generator().manual_seed(seed)) for seed in range(20)]
+        signs = torch.cat([each.signs for each in drawn if each.signs is not None])
+        told[name] = (signs < 0).any(dim=0).nonzero()[:, 0].tolist()
+    assert told == {"franka_panda": [7], "tiago_base": []}
+
+
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 def test_compiled_gradients_are_the_gradients(trainer, tmp_path, monkeypatch):
     """Of batches with a prefix and without. Recorded as always; made into kernels, in minutes, it is not."""
@@ -249,7 +260,7 @@ def test_compiled_gradients_are_the_gradients(trainer, tmp_path, monkeypatch):
         run.step = plain.step = step
         rng, generator = run._random(BODIES[0])
         batch = run.bodies[BODIES[0]].draw(rng, 2, 3, run.configuration.augmentation)
-        prefixes.add(run._draw(batch, generator).prefix is None)
+        prefixes.add(run._draw(BODIES[0], batch, generator).prefix is None)
         assert run._all_together(True) == pytest.approx(plain._all_together(True), rel=1e-3, abs=1e-5)
     assert prefixes == {False, True}
     for one, other in zip(run._parameters, plain._parameters, strict=True):
