@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from qwen_vla_ros.demo.exporting import PolicyChoice, choose_policy
 from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment
 from qwen_vla_ros.nodes.recording import Episode
@@ -190,6 +191,8 @@ def _run_ros(
     # A domain of its own, so that neither a demo nor a robot on the same network takes part.
     os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    checkpoint = "" if plan.checkpoint is None else str(plan.checkpoint)
+    choice = choose_policy(checkpoint, plan.device, "auto", console)
     for source in dict.fromkeys(source for source, _ in cases):
         own = [case for name, case in cases if name == source]
         embodiment = own[0].embodiment
@@ -198,7 +201,7 @@ def _run_ros(
         states = folder / "states"
         with (
             make_world(embodiment, plan.setting) as world,
-            _nodes(plan, source, embodiment, folder, states) as runner,
+            _nodes(plan, source, embodiment, choice, folder, states) as runner,
         ):
             played = [_episodes(plan, case, world, runner, console) for case in own]
         shots = _pictures(states, [len(episodes) for episodes in played])
@@ -226,14 +229,17 @@ def _run_ros(
 
 @contextmanager
 def _nodes(
-    plan: EvaluationPlan, source: str, embodiment: Embodiment, folder: Path, states: Path
+    plan: EvaluationPlan,
+    source: str,
+    embodiment: Embodiment,
+    choice: PolicyChoice,
+    folder: Path,
+    states: Path,
 ) -> Iterator[EpisodeRunner]:
     from qwen_vla_ros.nodes.episode_runner import EpisodeError, episode_runner
 
     common: dict[str, object] = {"embodiment": source, "autostart": True, "use_sim_time": True}
-    policy = {**common, "device": plan.device, "threads": plan.threads}
-    if plan.checkpoint is not None:
-        policy["checkpoint"] = plan.checkpoint
+    policy = {**common, **choice.parameters(embodiment), "threads": plan.threads}
     sim: dict[str, object] = {"embodiment": source, "setting": plan.setting, "record": states.resolve()}
     parameters = {"sim": sim, "policy": policy, "executor": common}
     try:

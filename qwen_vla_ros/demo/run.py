@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,10 @@ import numpy as np
 from rich.console import Console
 
 from qwen_vla_ros.demo import report
-from qwen_vla_ros.demo.exporting import ExportFailed, can_export, exported
+from qwen_vla_ros.demo.exporting import PolicyChoice, choose_policy
 from qwen_vla_ros.demo.processes import NodeGroup, ProcessError
 from qwen_vla_ros.embodiment import Embodiment, load_embodiment, render_prompt
 from qwen_vla_ros.nodes.recording import Episode, Figures, figures
-from qwen_vla_ros.policy import MANIFEST
-from qwen_vla_ros.resources import checkpoints_directory
 
 if TYPE_CHECKING:
     from qwen_vla_ros.nodes.episode_runner import EpisodeRunner
@@ -70,14 +68,14 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     embodiments = {body: load_embodiment(body) for body in options.bodies}
     options.out.mkdir(parents=True, exist_ok=True)
-    options = _prepared(options, console)
+    choice = choose_policy(options.checkpoint, options.device, options.backend, console)
 
     from qwen_vla_ros.nodes.episode_runner import EpisodeError
 
     results: dict[str, tuple[list[Episode], Figures]] = {}
     for source, embodiment in embodiments.items():
         try:
-            results[embodiment.name] = _run_body(source, embodiment, options, console)
+            results[embodiment.name] = _run_body(source, embodiment, options, choice, console)
         except (ProcessError, EpisodeError) as error:
             console.print(f"  fault: {error}", style="red")
     report.write_summary(results, options.out / "summary.json")
@@ -87,23 +85,8 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
     return len(faultless) == len(embodiments)
 
 
-def _prepared(options: DemoOptions, console: Console) -> DemoOptions:
-    """On a CPU the policy runs ONNX graphs, where they can be made: it starts sooner and thinks faster."""
-    if options.backend != "auto" or options.device != "cpu":
-        return options
-    folder = Path(options.checkpoint) if options.checkpoint else checkpoints_directory() / "qwen_vla_tiny"
-    if (folder / MANIFEST).is_file() or not (folder / "config.json").is_file() or not can_export():
-        return options  # of a folder that is no checkpoint the policy tells more
-    try:
-        graphs = exported(folder, lambda: console.print("writing the checkpoint's ONNX graphs, once ..."))
-    except ExportFailed as error:
-        console.print(f"no ONNX graphs, the policy takes torch: {error}", style="yellow")
-        return options
-    return replace(options, checkpoint=str(graphs), backend="onnx")
-
-
 def _run_body(
-    source: str, embodiment: Embodiment, options: DemoOptions, console: Console
+    source: str, embodiment: Embodiment, options: DemoOptions, choice: PolicyChoice, console: Console
 ) -> tuple[list[Episode], Figures]:
     from qwen_vla_ros.nodes.episode_runner import episode_runner
 
@@ -112,9 +95,11 @@ def _run_body(
     directory = options.out / embodiment.name
     states = directory / "states"
     shutil.rmtree(states, ignore_errors=True)
+    parameters = _parameters(source, options, states)
+    parameters["policy"] |= choice.parameters(embodiment)
     before = time.monotonic()
     with (
-        NodeGroup(embodiment.name, _parameters(source, options, states), directory / "logs") as nodes,
+        NodeGroup(embodiment.name, parameters, directory / "logs") as nodes,
         episode_runner(embodiment, embodiment.name, nodes.check) as runner,
     ):
         with console.status("starting sim, policy and executor"):
@@ -132,9 +117,7 @@ def _run_body(
 def _parameters(source: str, options: DemoOptions, states: Path) -> dict[str, dict[str, object]]:
     common = {"embodiment": source, "autostart": True, "use_sim_time": True}
     # The world, which has the cameras, starts at the same time.
-    policy = {**common, "device": options.device, "backend": options.backend, "camera_timeout": 60.0}
-    if options.checkpoint:
-        policy["checkpoint"] = options.checkpoint
+    policy = {**common, "camera_timeout": 60.0}
     sim = {"embodiment": source, "record": states.resolve(), "setting": options.setting}
     if options.model:
         sim["model"] = options.model

@@ -8,8 +8,9 @@ import shutil
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from qwen_vla_ros.demo.exporting import ExportFailed, exported
+from qwen_vla_ros.demo.exporting import ExportFailed, choose_policy, exported
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.policy import Observation, load_policy
 from qwen_vla_ros.resources import checkpoints_directory
@@ -41,3 +42,25 @@ def test_a_broken_checkpoint_is_named_and_leaves_nothing(tmp_path, cache):
     with pytest.raises(ExportFailed, match=str(broken)):
         exported(broken)
     assert set((cache / "qwen_vla_ros" / "onnx").glob("*")) == before
+
+
+def test_graphs_are_run_where_they_serve(tmp_path, cache):
+    console = Console()
+    body = load_embodiment("tiago_base")
+    graphs = choose_policy("", "cpu", "auto", console)
+    assert graphs.parameters(body) == {
+        "device": "cpu",
+        "backend": "onnx",
+        "checkpoint": str(exported(SHIPPED)),
+    }
+    # Graphs continue no plan.
+    continuing = body.model_copy(update={"motion": body.motion.model_copy(update={"mode": "rtc"})})
+    assert graphs.parameters(continuing) == {"device": "cpu", "backend": "auto"}
+    for checkpoint, device, backend in (
+        ("", "cuda", "auto"),
+        (str(SHIPPED), "cpu", "eager"),
+        (str(tmp_path), "cpu", "auto"),
+    ):
+        found = choose_policy(checkpoint, device, backend, console).parameters(body)
+        named = {"checkpoint": checkpoint} if checkpoint else {}
+        assert found == {"device": device, "backend": backend, **named}
