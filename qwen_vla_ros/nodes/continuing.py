@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from qwen_vla_ros.policy import Continuation
 
 from . import qos
 from .base_pose import MESSAGES, flat_pose
+from .joint_positions import joint_positions
 from .lifecycle import seconds
 
 # Chunks whose way to the robot tells how many rows the next one will lose.
@@ -53,7 +52,7 @@ class Continuing:
         state = self._embodiment.state
         if self._outlook.needs_joints:
             for topic in state.joint_states:
-                hear = partial(self._hear_joints, names=state.joint_names.get(topic))
+                hear = joint_positions(self._embodiment, topic, self._hear_joints)
                 subscriptions.append(listen(JointState, topic, hear, qos.SENSOR))
         if self._outlook.needs_pose and state.base is not None:
             kind = MESSAGES[state.base.type]
@@ -92,16 +91,16 @@ class Continuing:
             self._delays.append(message.capture_to_command)
             self._followed = message.sequence
 
-    def _hear_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
-        self._positions.update(zip(names or message.name, message.position))  # noqa: B905 - the shorter counts
+    def _hear_joints(self, stamp: float, positions: dict[str, float]) -> None:
+        self._positions |= positions
         values = [self._positions.get(name, math.nan) for name in self._embodiment.joints]
-        self._keep(self._outlook.joints, message, values)
+        self._keep(self._outlook.joints, stamp, values)
 
     def _hear_pose(self, message: Any) -> None:
-        self._keep(self._outlook.pose, message, flat_pose(message))
+        self._keep(self._outlook.pose, seconds(message.header.stamp), flat_pose(message))
 
-    def _keep(self, history: Any, message: Any, values: list[float]) -> None:
+    def _keep(self, history: Any, stamp: float, values: list[float]) -> None:
         # What is not finite the executor names, and stops for.
         if np.isfinite(values).all():
             with self._lock:
-                history.add(seconds(message.header.stamp), values)
+                history.add(stamp, values)

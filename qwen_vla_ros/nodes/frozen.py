@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from qwen_vla_ros.embodiment import Embodiment
 
 from . import qos
 from .base_pose import MESSAGES, flat_pose
+from .joint_positions import joint_positions
 from .lifecycle import seconds
 
 # How far a joint or the base must have moved for a picture to change [rad or m].
@@ -53,7 +53,7 @@ class Motion:
             return
         state = self._embodiment.state
         for topic in state.joint_states if self._embodiment.joints else ():
-            hear = partial(self._hear_joints, names=state.joint_names.get(topic))
+            hear = joint_positions(self._embodiment, topic, self._hear_joints)
             self._subscriptions.append(self._node.create_subscription(JointState, topic, hear, qos.SENSOR))
         base = state.base
         if base is not None:
@@ -78,9 +78,8 @@ class Motion:
                 best, name = extent, part
         return f"{name} moved by {best:.2f}" if name else ""
 
-    def _hear_joints(self, message: JointState, names: Any = None) -> None:
-        stamp = seconds(message.header.stamp)
-        for name, position in zip(names or message.name, message.position):  # noqa: B905 - the shorter counts
+    def _hear_joints(self, stamp: float, positions: dict[str, float]) -> None:
+        for name, position in positions.items():
             self._add(name, stamp, position)
 
     def _hear_pose(self, message: Any) -> None:

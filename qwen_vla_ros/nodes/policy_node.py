@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from .configuration_checkup import check_policy
 from .diagnostics import ERROR, Diagnostics, Health, Window
 from .frozen import Motion
 from .inputs import Inputs
+from .joint_positions import joint_positions
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .observing import Inbox, NotObserved, Views, check_chunk
 from .priority import DDS, LIFE, claim, go_first, in_turn, run_first
@@ -224,7 +225,7 @@ class PolicyNode(BodyNode):
                 self._entities.append(self.create_subscription(Image, camera.depth, hear, qos.IMAGE))
         if self._reads_state:
             for topic in self.embodiment.state.joint_states:
-                keep = partial(self._on_joints, names=self.embodiment.state.joint_names.get(topic))
+                keep = joint_positions(self.embodiment, topic, self._on_joints)
                 self._entities.append(self.create_subscription(JointState, topic, keep, qos.SENSOR))
         self._entities.append(self.create_subscription(Task, "task", self._on_task, qos.LATCHED))
         if self._continuing is not None:
@@ -334,10 +335,8 @@ class PolicyNode(BodyNode):
             self._called.set()
             time.sleep(GIVE_WAY)
 
-    def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
-        stamp = seconds(message.header.stamp)
-        for name, position in zip(names or message.name, message.position):  # noqa: B905 - the shorter counts
-            self._joints[name] = (stamp, position)
+    def _on_joints(self, stamp: float, positions: dict[str, float]) -> None:
+        self._joints |= {name: (stamp, position) for name, position in positions.items()}
 
     def _on_task(self, message: Task) -> None:
         work = self._work

@@ -29,6 +29,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 from . import qos
 from .base_pose import MESSAGES, pose_of
 from .images import ImageError, encoding_of, rgb_to_jpeg, to_rgb
+from .joint_positions import joint_positions
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 
 APPLICATION = "qwen_vla_ros"
@@ -85,7 +86,7 @@ class RerunNode(BodyNode):
             show = partial(self._on_image, view=camera.view, rotate=camera.rotate)
             self._listen(kind, camera.topic, show, qos.IMAGE)
         for topic in embodiment.state.joint_states:
-            keep = partial(self._on_joints, topic=topic, names=embodiment.state.joint_names.get(topic))
+            keep = joint_positions(embodiment, topic, partial(self._on_joints, topic))
             self._listen(JointState, topic, keep, qos.SENSOR)
         base = embodiment.state.base
         if base is not None:
@@ -254,15 +255,15 @@ class RerunNode(BodyNode):
         )
         self._log(["cameras", view], seconds(message.header.stamp), picture)
 
-    def _on_joints(self, message: JointState, topic: str, names: Sequence[str] | None) -> None:
-        self._joint.update(zip(names or message.name, message.position))  # noqa: B905 - the shorter counts
+    def _on_joints(self, topic: str, stamp: float, positions: dict[str, float]) -> None:
+        self._joint |= positions
         if not self._due(f"joints {topic}"):
             return
         for group in self.embodiment.actions:
             joints = getattr(group, "joints", ())
             if joints and all(joint in self._joint for joint in joints):
                 values = [self._joint[joint] for joint in joints]
-                self._series(group.name, "measured", seconds(message.header.stamp), values)
+                self._series(group.name, "measured", stamp, values)
 
     def _on_pose(self, message: Any) -> None:
         self._pose_frame = message.header.frame_id or self._pose_frame

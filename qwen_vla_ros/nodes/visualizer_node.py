@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from qwen_vla_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, Task
 
 from . import qos
 from .base_pose import MESSAGES, flat_pose
+from .joint_positions import joint_positions
 from .lifecycle import BodyNode, ConfigurationError, declare, run, seconds
 from .plan_geometry import DescriptionError, Plan, RobotModel, colours, make_plan, shares
 from .transforms import quaternion_from_euler
@@ -109,7 +109,7 @@ class VisualizerNode(BodyNode):
         if any(group.kind in ("waypoint", "base_velocity") for group in embodiment.actions):
             self._path = self._publisher(PathMessage, "~/base_path")
         for topic in embodiment.state.joint_states:
-            keep = partial(self._on_joints, names=embodiment.state.joint_names.get(topic))
+            keep = joint_positions(embodiment, topic, self._on_joints)
             self._listen(JointState, topic, keep, qos.SENSOR)
         base = embodiment.state.base
         if base is not None:
@@ -219,13 +219,12 @@ class VisualizerNode(BodyNode):
 
     # What is heard
 
-    def _on_joints(self, message: JointState, names: Sequence[str] | None = None) -> None:
-        heard = dict(zip(names or message.name, message.position))  # noqa: B905 - the shorter counts
+    def _on_joints(self, stamp: float, positions: dict[str, float]) -> None:
         # Where the driver reports the parts of a virtual joint too, they count.
-        self._joint.update(shares(self.embodiment, heard) | heard)
+        self._joint |= shares(self.embodiment, positions) | positions
         values = [self._joint.get(name, math.nan) for name in self.embodiment.joints]
         if np.isfinite(values).all():
-            self._joints.add(seconds(message.header.stamp), values)
+            self._joints.add(stamp, values)
 
     def _on_pose(self, message: Any) -> None:
         self._pose_frame = message.header.frame_id or self._pose_frame
