@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from qwen_vla_ros.embodiment import list_embodiments, load_embodiment
-from qwen_vla_ros.training.results import Entry, Evaluation, Swap
+from qwen_vla_ros.training.results import Entry, Evaluation, Swap, gather
 
 _FRAME = 240, 180
 _CAPTION = 22
 _EPISODES_SHOWN = 2
+# Of bars, by what the episodes ran through.
+_COLOURS = {"lock-step": "#4c78a8", "ros": "#f58518"}
 
 
 def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
@@ -24,7 +26,7 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
 
     Of entries about the same, the last one counts.
     """
-    entries = list({entry.key: entry for each in evaluations for entry in each.entries}.values())
+    entries = gather(evaluations)
     swaps = list(
         {
             (swap.pair, swap.task, swap.setting): swap for each in evaluations for swap in each.conventions
@@ -40,7 +42,8 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
     lines += [
         "Closed loop in MuJoCo physics, scenes that demonstrations never use. Intervals: Wilson, 95 %. Time: "
         "median of the successful episodes. Jerk: root mean square of the commanded path, median of the "
-        "episodes [rad/s^3, of a base m/s^3].",
+        "episodes [rad/s^3, of a base m/s^3]. In lock-step the world waits for each chunk, or lets the time "
+        "pass that is given.",
         "",
     ]
     if own:
@@ -94,7 +97,7 @@ def _table(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         seconds = "-" if entry.seconds is None else f"{entry.seconds:.1f} s"
         lines.append(
-            f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {entry.through} | "
+            f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {entry.conditions} | "
             f"{entry.seed} | {_rate(entry, entry.successes, len(entry.episodes))} | {seconds} | "
             f"{entry.rms_jerk:.0f} |"
         )
@@ -103,10 +106,10 @@ def _table(entries: Sequence[Entry]) -> list[str]:
 
 def _through_nodes(entries: Sequence[Entry]) -> list[str]:
     """Rows about the scenes that were run both in lock-step and through the nodes; empty without any."""
-    locked = {entry.key[:-1]: entry for entry in entries if entry.through == "lock-step"}
+    locked = {entry.asked: entry for entry in entries if entry.through == "lock-step" and not entry.latency}
     rows = []
     for entry in entries:
-        reference = locked.get(entry.key[:-1])
+        reference = locked.get(entry.asked)
         if entry.through != "ros" or reference is None:
             continue
         before = {(e.scene, e.instruction): e.success for e in reference.episodes}
@@ -169,8 +172,8 @@ def _label(entry: Entry) -> str:
     words = [entry.embodiment, entry.task, entry.setting]
     if entry.wording != "plain":
         words.append(entry.wording)
-    if entry.through != "lock-step":
-        words.append(entry.through)
+    if entry.conditions != "lock-step":
+        words.append(entry.conditions)
     return " ".join(words)
 
 
@@ -183,9 +186,11 @@ def write_plot(entries: Sequence[Entry], path: Path) -> None:
     low, high = np.array([entry.interval for entry in entries]).T
     # Rounding may put the rate just outside of its interval.
     errors = np.maximum(0.0, [rates - low, high - rates])
-    axis.barh(places, rates, xerr=errors, color="#4c78a8", ecolor="0.3", capsize=3, height=0.65)
+    colours = [_COLOURS[entry.through] for entry in entries]
+    axis.barh(places, rates, xerr=errors, color=colours, ecolor="0.3", capsize=3, height=0.65)
     axis.set_yticks(places, [_label(entry) for entry in entries], fontsize=8)
     axis.set_xlim(0.0, 1.02)
+    axis.set_ylim(-0.6, len(entries) - 0.4)
     axis.set_xlabel("success")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -14,7 +14,7 @@ from qwen_vla_ros.model.checkpoint import CARD, CheckpointError, load_checkpoint
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.parameters import count_model
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.results import Entry, Evaluation
+from qwen_vla_ros.training.results import Entry, Evaluation, gather
 
 # Beside the weights: how they were trained.
 FACTS_NAME = "training.json"
@@ -86,7 +86,7 @@ def make_card(
     ]
     if facts:
         parts.append(_training(facts))
-    entries = list({entry.key: entry for each in evaluations for entry in each.entries}.values())
+    entries = gather(evaluations)
     if entries:
         parts.append(_scores(entries))
     swaps = [swap for each in evaluations for swap in each.conventions]
@@ -176,7 +176,7 @@ def _scores(entries: Sequence[Entry]) -> str:
         low, high = entry.interval
         trials = len(entry.episodes)
         lines.append(
-            f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {entry.through} | "
+            f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {entry.conditions} | "
             f"{entry.control} | {entry.successes}/{trials} | {100 * low:.0f} to {100 * high:.0f} % | "
             f"{entry.named}/{trials} |"
         )

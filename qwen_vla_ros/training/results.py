@@ -77,9 +77,19 @@ class Entry:
     episodes: list[EpisodeResult]
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def asked(self) -> tuple[str, ...]:
+        """What the robot was asked to do, and under which conditions."""
+        return (self.embodiment, self.task, self.setting, self.wording, self.control)
+
+    @property
+    def key(self) -> tuple[object, ...]:
         """What it is a result of."""
-        return (self.embodiment, self.task, self.setting, self.wording, self.control, self.through)
+        return (*self.asked, self.through, self.latency)
+
+    @property
+    def conditions(self) -> str:
+        """What the episodes ran through, and the latency where it was given."""
+        return f"{self.through}, {1000 * self.latency:.0f} ms" if self.latency else self.through
 
     def summary(self) -> str:
         """One line."""
@@ -153,6 +163,17 @@ class Evaluation:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise TrainingError(f"{path}: cannot be written: {error}") from error
+
+
+def gather(evaluations: Iterable[Evaluation]) -> list[Entry]:
+    """All entries by body and task, what is easier first; of those about the same, the last one counts."""
+    from qwen_vla_ros.sim.phrases import WORDINGS
+
+    def place(entry: Entry) -> tuple[object, ...]:
+        wording = WORDINGS.index(entry.wording)
+        return (entry.embodiment, entry.task, entry.setting, wording, *entry.key[4:])
+
+    return sorted({entry.key: entry for each in evaluations for entry in each.entries}.values(), key=place)
 
 
 def read_evaluation(path: Path) -> Evaluation:

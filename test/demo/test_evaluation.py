@@ -77,6 +77,28 @@ def test_lock_step_and_nodes_are_compared_in_the_scenes_that_both_had(tmp_path):
     assert rows == ["| franka_panda | place | full | seen | 4 | 3 | 2 | -25 | 2 | 1 |"]
 
 
+def test_results_of_other_latencies_are_told_apart_and_stand_by_body_and_task(tmp_path):
+    entries = [
+        entry("ros", [True]),
+        entry("lock-step", [False], latency=0.15),
+        entry("lock-step", [True], wording="held-out"),
+        entry("lock-step", [True]),
+        entry("lock-step", [True], embodiment="aloha_viperx", task="reach_with_arm"),
+    ]
+    text = write_report([Evaluation("some", entries=entries)], tmp_path).read_text()
+    table = text.partition("## Success")[2].partition("## ")[0]
+    rows = [line.split(" | ")[:7] for line in table.splitlines() if line.endswith(" |")][1:]
+    assert [(row[0][2:], row[3], row[4], row[6]) for row in rows] == [
+        ("aloha_viperx", "seen", "lock-step", "1/1"),
+        ("franka_panda", "seen", "lock-step", "1/1"),
+        ("franka_panda", "seen", "lock-step, 150 ms", "0/1"),
+        ("franka_panda", "seen", "ros", "1/1"),
+        ("franka_panda", "held-out", "lock-step", "1/1"),
+    ]
+    table = text.partition("## Through the nodes")[2].partition("## ")[0]
+    assert "| franka_panda | place | full | seen | 1 | 1 | 1 | +0 | 0 | 0 |" in table
+
+
 def test_without_runs_through_the_nodes_there_is_no_comparison(tmp_path):
     text = write_report([Evaluation("some", entries=[entry("lock-step", [True])])], tmp_path).read_text()
     assert "Through the nodes" not in text
