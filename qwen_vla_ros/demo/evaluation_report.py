@@ -106,12 +106,14 @@ def _table(entries: Sequence[Entry]) -> list[str]:
 
 def _through_nodes(entries: Sequence[Entry]) -> list[str]:
     """Rows about the scenes that were run both in lock-step and through the nodes; empty without any."""
-    locked = {entry.asked: entry for entry in entries if entry.through == "lock-step" and not entry.latency}
+    both = [
+        (entry, reference)
+        for entry in entries
+        for reference in entries
+        if entry.through == "ros" and reference.through == "lock-step" and reference.asked == entry.asked
+    ]
     rows = []
-    for entry in entries:
-        reference = locked.get(entry.asked)
-        if entry.through != "ros" or reference is None:
-            continue
+    for entry, reference in both:
         before = {(e.scene, e.instruction): e.success for e in reference.episodes}
         pairs = [
             (before[key], e.success) for e in entry.episodes if (key := (e.scene, e.instruction)) in before
@@ -122,18 +124,18 @@ def _through_nodes(entries: Sequence[Entry]) -> list[str]:
         points = 100 * (second - first) / len(pairs)
         rows.append(
             f"| {entry.embodiment} | {entry.task} | {entry.setting} | {entry.wording} | {len(pairs)} "
-            f"| {first} | {second} | {points:+.0f} | {pairs.count((True, False))} "
-            f"| {pairs.count((False, True))} |"
+            f"| {1000 * reference.latency:.0f} ms | {first} | {second} | {points:+.0f} "
+            f"| {pairs.count((True, False))} | {pairs.count((False, True))} |"
         )
     if not rows:
         return []
     return [
-        "The same scenes and instructions in lock-step and through the ROS nodes, where images take time and "
-        "the robot moves meanwhile.",
+        "The same scenes and instructions in lock-step and through the ROS nodes, where images and chunks "
+        "take time and the robot moves meanwhile. Latency: from picture to chunk, in lock-step.",
         "",
-        "| body | task | setting | wording | scenes | lock-step | nodes | points | only lock-step "
-        "| only nodes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| body | task | setting | wording | scenes | latency | lock-step | nodes | points "
+        "| only lock-step | only nodes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
 
