@@ -192,7 +192,8 @@ def _run_ros(
     os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     checkpoint = "" if plan.checkpoint is None else str(plan.checkpoint)
-    choice = choose_policy(checkpoint, plan.device, "auto", console)
+    embodiments = {source: case.embodiment for source, case in cases}
+    choice = choose_policy(checkpoint, plan.device, "auto", embodiments, console)
     for source in dict.fromkeys(source for source, _ in cases):
         own = [case for name, case in cases if name == source]
         embodiment = own[0].embodiment

@@ -68,7 +68,7 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     embodiments = {body: load_embodiment(body) for body in options.bodies}
     options.out.mkdir(parents=True, exist_ok=True)
-    choice = choose_policy(options.checkpoint, options.device, options.backend, console)
+    choice = choose_policy(options.checkpoint, options.device, options.backend, embodiments, console)
 
     from qwen_vla_ros.nodes.episode_runner import EpisodeError
 

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen_vla_ros.embodiment import Embodiment, EmbodimentError, load_embodiment, render_prompt
+from qwen_vla_ros.embodiment import (
+    Embodiment,
+    EmbodimentError,
+    list_embodiments,
+    load_embodiment,
+    render_prompt,
+)
 from qwen_vla_ros.model.checkpoint import STATISTICS, Checkpoint, load_checkpoint
 from qwen_vla_ros.model.fixed import FixedModel, shape_of
 from qwen_vla_ros.model.prepare import CONFIG_NAME, TOKENIZER_NAME
@@ -59,9 +65,15 @@ def export_onnx(
     steps = flow.num_steps if steps is None else steps
     if steps < 1:
         raise PolicyError(f"steps: expected at least 1, found {steps}")
-    bodies = [_load(name) for name in (embodiments or sorted(loaded.statistics))]
-    if not bodies:
+    if not (embodiments or loaded.statistics):
         raise PolicyError(f"{loaded.folder}: no statistics; name the embodiments to export for")
+    foreign = sorted(set(loaded.statistics) - set(list_embodiments()))
+    if foreign and not embodiments:
+        raise PolicyError(
+            f"{loaded.folder / STATISTICS}: {', '.join(foreign)} came from files of your own; name the "
+            "embodiments to export for, a file for each of your own (--embodiment FILE)"
+        )
+    bodies = [_load(name) for name in (embodiments or sorted(loaded.statistics))]
     wanted: dict[tuple[str, ...], list[int]] = {}
     for body in bodies:
         _, statistics = serving.fit(
