@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_vla_ros.embodiment import Embodiment, Statistics
-from qwen_vla_ros.embodiment.schema import EefDeltaGroup, WaypointGroup
+from qwen_vla_ros.embodiment.schema import EefDeltaGroup, Group, JointGroup, WaypointGroup
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.lerobot import Episode, LeRobotFolder
 from qwen_vla_ros.training.mapping import Array, Mapping, Source, is_joint
@@ -21,6 +21,8 @@ from qwen_vla_ros.training.mapping import Array, Mapping, Source, is_joint
 _STATISTICS_ROWS = 200_000
 # Shares of a channel's values that may lie outside what the embodiment says.
 _OUTSIDE = 0.1
+# How much quicker than the robot a change from row to row may be: people who teach are quicker.
+_HASTE = 3.0
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,11 @@ def check_rows(rows: Array, embodiment: Embodiment, dataset: LeRobotFolder) -> N
         if is_joint(group) and getattr(group, "reference", "") == "absolute":
             low, high = group.limits.position.T  # type: ignore[union-attr]
             bounds.append(("limits.position", low, high, 0.02 * (high - low)))
+        if getattr(group, "reference", "") == "previous_step":
+            most = _HASTE * _speeds(group) / embodiment.control_rate
+            bounds.append(
+                (f"changes at {_HASTE:g} x limits.velocity at most,", -most, most, np.zeros(group.count))
+            )
         for name, low, high, margin in bounds:
             values = rows[:, part]
             outside = ((values < low - margin) | (values > high + margin)).mean(axis=0)
@@ -237,8 +244,17 @@ def check_rows(rows: Array, embodiment: Embodiment, dataset: LeRobotFolder) -> N
         listed = "\n  ".join(faults)
         raise TrainingError(
             f"{dataset.folder}: the actions do not fit embodiment {embodiment.name!r}; other units or "
-            f"another order (mapping.actions.<group>.unit, .scale, .names)?\n  {listed}"
+            "another order (mapping.actions.<group>.unit, .scale, .names), or positions where changes from "
+            f"frame to frame are expected (.reference: absolute)?\n  {listed}"
         )
+
+
+def _speeds(group: Group) -> Array:
+    """Velocity limit of each channel, infinite of angles that are not joints: they wrap. Shape (c,)."""
+    if isinstance(group, JointGroup):
+        return group.limits.velocity
+    linear = group.limits.linear.velocity  # type: ignore[attr-defined]
+    return np.array([linear if unit == "m" else np.inf for unit in group.units])
 
 
 def quantile_statistics(rows: Array, embodiment: Embodiment, floor: float) -> Statistics:

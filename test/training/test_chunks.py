@@ -180,6 +180,25 @@ def test_degrees_do_not_pass_as_radians(body):
         check_rows(rows.reshape(-1, 2), chunker.embodiment, data)
 
 
+@pytest.mark.parametrize("kind", ["joints", "tip"])
+def test_positions_do_not_pass_as_changes(body, kind):
+    """A group that moves by changes takes a dataset's entries for changes, until it is told otherwise."""
+    embodiment = body(reference="previous_step")
+    recorded, group, first = ramp(12, 0.3, 0.3), "arm", "arm/shoulder"
+    if kind == "tip":
+        embodiment, group, first = load_embodiment("widowx"), "eef", "eef/x"
+        recorded = np.column_stack((np.full((12, 3), 0.3), np.zeros((12, 3)), np.ones(12)))
+    fps = embodiment.control_rate
+    data = Recorded(fps, action=recorded, observation__state=recorded)
+    chunker = data.chunker(embodiment)
+    rows, valid = chunker.chunks(data.episodes[0], np.arange(12))
+    with pytest.raises(TrainingError, match=rf"{first}: found values of .* changes at 3 x limits.velocity"):
+        check_rows(rows[valid], embodiment, data)
+    told = data.chunker(embodiment, actions={group: {"reference": "absolute"}})
+    rows, valid = told.chunks(data.episodes[0], np.arange(12))
+    check_rows(rows[valid], embodiment, data)
+
+
 def test_statistics_of_the_embodiment_that_do_not_fit(body):
     data = Recorded(10, action=ramp(12, 0.1, 0.1))
     embodiment = body(normalisation={"q01": [0.0, -3.0], "q99": [0.1, 3.0]})
