@@ -79,7 +79,7 @@ class _Commands(TyperGroup):
             elif name.partition(".")[0] == "rclpy":
                 advice = "source the setup file of ROS 2 (in a checkout: make setup)"
             else:
-                advice = "pip install 'qwen_vla_ros[model,motion,sim,demo,train]'"
+                advice = "pip install '.[model,motion,sim,demo,train]' in a checkout"
             typer.echo(f"qwen-vla: the Python module '{name}' is missing; {advice}", err=True)
             raise typer.Exit(1) from error
 

@@ -117,7 +117,7 @@ def evaluate(
         Path | None, typer.Option(help="Checkpoint folder; the shipped one by default.")
     ] = None,
     ros: Annotated[bool, typer.Option("--ros", help="Through the ROS nodes, in place of lock-step.")] = False,
-    latency: Annotated[float, typer.Option(min=0.0, help="From picture to chunk, in lock-step [s].")] = 0.0,
+    latency: Annotated[float, typer.Option(min=0.0, help="In lock-step, from picture to chunk, in s.")] = 0.0,
     device: _Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,

@@ -141,7 +141,7 @@ def new(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where NAME.yaml is written.")] = Path(),
     tag: Annotated[str | None, typer.Option(help="Name of the robot in the prompt.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Rate of the model's actions [Hz].")] = None,
+    rate: Annotated[float | None, typer.Option(help="Rate of the model's actions, in Hz.")] = None,
     controller: Annotated[
         str | None, typer.Option(help="joint_trajectory, forward_command or joint_state.")
     ] = None,

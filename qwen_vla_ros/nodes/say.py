@@ -21,7 +21,7 @@ def say(
     instruction: Annotated[str, typer.Argument(help="What to do, in words.")],
     time_limit: Annotated[float, typer.Option(min=0.0, help="Seconds; 0 for the executor's default.")] = 0.0,
     namespace: Annotated[str, typer.Option(help="ROS namespace of the robot.")] = "",
-    wait: Annotated[float, typer.Option(min=0.0, help="How long to wait for the executor [s].")] = 10.0,
+    wait: Annotated[float, typer.Option(min=0.0, help="How long to wait for the executor, in s.")] = 10.0,
 ) -> None:
     """Make the robot follow an instruction; Ctrl-C cancels it and the robot comes to rest.
 

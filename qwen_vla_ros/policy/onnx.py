@@ -43,8 +43,8 @@ def choose_providers(device: str) -> list[str]:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise PolicyError(
-            f"backend onnx: the Python module {error.name!r} is missing: pip install 'qwen_vla_ros[onnx]', "
-            "for a GPU onnxruntime-gpu in place of onnxruntime"
+            f"backend onnx: the Python module {error.name!r} is missing: pip install '.[onnx]' in a "
+            "checkout, for a GPU onnxruntime-gpu in place of onnxruntime"
         ) from error
     found = onnxruntime.get_available_providers()
     if device == "auto":

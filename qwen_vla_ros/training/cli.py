@@ -91,7 +91,7 @@ def train(
         ),
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="A LeRobot dataset (v2.1 or v3.0) to fine-tune on.")
+        Path | None, typer.Option(help="A LeRobot dataset (v2.0, v2.1 or v3.0) to fine-tune on.")
     ] = None,
     embodiment: Annotated[str, typer.Option(help="With --dataset: the robot, a name or a YAML file.")] = "",
     checkpoint: Annotated[
