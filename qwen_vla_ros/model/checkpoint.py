@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3_5Config
+from transformers import PreTrainedModel, Qwen3_5Config
 from transformers.initialization import no_init_weights
 
 from qwen_vla_ros.model.configuration import ActionExpertConfig, FlowConfig, QwenVLAConfig
 from qwen_vla_ros.model.modeling import QwenVLAForActionPrediction
 from qwen_vla_ros.model.parameters import count_model
-from qwen_vla_ros.model.processor import ProcessorConfig, ProcessorError, QwenVLAProcessor
+from qwen_vla_ros.model.processor import ProcessorConfig, ProcessorError, QwenVLAProcessor, read_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -159,7 +159,7 @@ def from_backbone(
     processor: ProcessorConfig | None = None,
     views: Sequence[str] = ("ego",),
 ) -> tuple[QwenVLAForActionPrediction, QwenVLAProcessor]:
-    """A plain Qwen3.5 folder with a fresh action expert, to be trained.
+    """A plain Qwen3.5 folder with a fresh action expert, to be trained; all weights are float32.
 
     Args:
         folder: config.json, safetensors and tokenizer of Qwen3_5ForConditionalGeneration.
@@ -176,20 +176,33 @@ def from_backbone(
             f"{folder / CONFIG}: model_type: found {content.get('model_type')!r}, "
             f"expected {Qwen3_5Config.model_type!r}"
         )
-    config = QwenVLAConfig(
-        backbone=Qwen3_5Config.from_dict(content),
-        action_expert=expert or ActionExpertConfig(),
-        flow=flow or FlowConfig(),
-    )
-    with no_init_weights():
-        model = QwenVLAForActionPrediction(config)
-    model.tie_weights()
-    model.action_expert.apply(model._init_weights)
+    for part in (content, content.get("text_config"), content.get("vision_config")):
+        if isinstance(part, dict):
+            # As published, parts say bfloat16, and are made so: small updates of such weights round away.
+            part.pop("torch_dtype", None)
+            part["dtype"] = "float32"
+    try:
+        config = QwenVLAConfig(
+            backbone=Qwen3_5Config.from_dict(content),
+            action_expert=expert or ActionExpertConfig(),
+            flow=flow or FlowConfig(),
+        )
+        with no_init_weights():
+            model = QwenVLAForActionPrediction(config)
+        model.tie_weights()
+        model.action_expert.apply(model._init_weights)
+    except Exception as error:  # transformers and huggingface_hub raise many kinds for a bad field
+        raise CheckpointError(
+            f"{folder / CONFIG}: no Qwen3.5 that the action expert fits: {_one_line(error)}"
+        ) from error
     wanted = _stored(model.backbone, config.backbone.tie_word_embeddings)
     # Weights for multi-token prediction, which transformers leaves out too.
     _fill(wanted, _read_tensors(folder), folder, ignored="mtp.")
     own = processor or ProcessorConfig()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = read_tokenizer(folder)
+    except ProcessorError as error:
+        raise CheckpointError(str(error)) from error
     tokenizer.add_tokens([tag.format(view=v) for v in views for tag in own.view_tags], special_tokens=True)
     made = QwenVLAProcessor(tokenizer, own)
     _check_processor(made, config, folder)

@@ -104,15 +104,20 @@ class QwenVLAProcessor(Preparation):
         """
         folder = Path(folder)
         config = read_config(folder)
-        path = tokenizer_file(folder)
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # the tokenizers library raises bare Exception, and KeyError
-            raise ProcessorError(f"{path}: not a tokenizer: {type(error).__name__}: {error}") from error
+        tokenizer = read_tokenizer(folder)
         try:
             return cls(tokenizer, config)
         except ProcessorError as error:
             raise ProcessorError(f"{folder / CONFIG_NAME}: {error}") from error
 
 
-__all__ = ["CONFIG_NAME", "ProcessorConfig", "ProcessorError", "QwenVLAProcessor"]
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint folder. Raises ProcessorError, which names the file."""
+    path = tokenizer_file(folder)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception, and KeyError
+        raise ProcessorError(f"{path}: not a tokenizer: {type(error).__name__}: {error}") from error
+
+
+__all__ = ["CONFIG_NAME", "ProcessorConfig", "ProcessorError", "QwenVLAProcessor", "read_tokenizer"]

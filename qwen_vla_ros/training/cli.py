@@ -125,7 +125,7 @@ def train(
 
     from qwen_vla_ros.embodiment import EmbodimentError
     from qwen_vla_ros.training.errors import TrainingError
-    from qwen_vla_ros.training.saving import STATE_NAME
+    from qwen_vla_ros.training.saving import STATE_NAME, make_folder
 
     torch.set_num_threads(threads)
     try:
@@ -133,6 +133,7 @@ def train(
             raise TrainingError("found --data and --dataset, or neither; expected one of them")
         if (out / STATE_NAME).exists() and not resume:
             raise TrainingError(f"{out / STATE_NAME}: a run is here; pass --resume, or another --out")
+        make_folder(out)
         changes = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         trainer: Trainer | Finetuner
         if data is not None:
@@ -260,6 +261,8 @@ def _train(trainer: Trainer | Finetuner, until: int | None) -> None:
         draw(trainer.folder / METRICS_NAME, picture)
     except ModuleNotFoundError as error:
         typer.echo(f"{picture}: not drawn, the module {error.name!r} is missing", err=True)
+    except OSError as error:
+        typer.echo(f"{picture}: not drawn: {error.strerror}", err=True)
 
 
 def card(

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from qwen_vla_ros.training.mapping import Mapping, resolve_mapping
 from qwen_vla_ros.training.schedule import learning_rate
 from qwen_vla_ros.training.starting import Start
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 Samples = list[tuple[Episode, int]]
 
 
@@ -181,6 +182,8 @@ class _Loss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], seed: int) -> Tensor:
         """Loss. Shape ()."""
+        # What adapters drop is drawn from torch's own generator.
+        torch.manual_seed(seed)
         context = encode(self.model, batch)
         generator = torch.Generator(context.hidden.device).manual_seed(seed)
         count, *shape = batch["actions"].shape
@@ -225,12 +228,16 @@ class Finetuner:
         folder: Path,
         device: str = "auto",
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
         self.configuration, self.data, self.start, self.folder = configuration, data, start, folder
         on_cpu = choose_device(device).type == "cpu"
         half = configuration.precision == "bfloat16" or (configuration.precision == "auto" and not on_cpu)
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
+        # The others wait while one process writes, which takes minutes for a large model.
+        waiting = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+        self._accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision="bf16" if half else "no", kwargs_handlers=[waiting]
+        )
         model = start.model
         expert = model.config.action_expert
         self._shape = (expert.horizon, expert.channels)
@@ -293,7 +300,7 @@ class Finetuner:
         settings = self.configuration
         until = settings.steps if until is None else min(until, settings.steps)
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            saving.make_folder(self.folder)
         saved = time.monotonic()
         sums: dict[str, list[float]] = {}
         with contextlib.closing(self._batches(until)) as batches:
@@ -304,21 +311,34 @@ class Finetuner:
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 last = self.step == until
-                if self.step % settings.log_every == 0 or last:
+                judged = bool(self.data.validation) and (self.step % settings.validation.every == 0 or last)
+                if self.step % settings.log_every == 0 or judged or last:
                     line = {"step": self.step, "seconds": round(self.seconds, 1)}
                     line |= {name: float(f"{np.mean(values):.5g}") for name, values in sums.items()}
                     sums.clear()
-                    if self.data.validation and (self.step % settings.validation.every == 0 or last):
+                    if judged:
                         line |= self.validate()
                     if self.main:
                         saving.append_metrics(self.folder, line)
                         if report is not None:
                             report(line)
-                if last or time.monotonic() - saved > settings.save_every:
+                if self._agreed(last or time.monotonic() - saved > settings.save_every):
                     self.save_state()
                     if self.main and save is not None:
                         save(self)
                     saved = time.monotonic()
+        # A disk may have been full, or the run killed, between the last state and its weights.
+        if self.main and save is not None and saving.step_of(self.checkpoint) != self.step:
+            save(self)
+
+    def _agreed(self, answer: bool) -> bool:
+        """The main process's answer. Each has its own clock, and whoever saves waits for the others."""
+        if self._accelerator.num_processes == 1:
+            return answer
+        from accelerate.utils import broadcast
+
+        told = torch.tensor([int(answer)], device=self._accelerator.device)
+        return bool(broadcast(told, from_process=0).item())
 
     def _batches(self, until: int) -> Generator[tuple[dict[str, Tensor], int], None, None]:
         """Batches from the present step on, some of them read ahead, each with the seed of its noise."""
@@ -363,7 +383,10 @@ class Finetuner:
             total += float(loss.detach()) / parts
         norm = self._accelerator.clip_grad_norm_(list(self._trained.values()), settings.optimiser.clip)
         if not bool(torch.isfinite(torch.as_tensor(norm))):
-            raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
+            raise TrainingError(
+                f"step {self.step}: gradient is not finite; resume from the last state with a lower "
+                "optimiser.learning_rate: the same run would come to the same step"
+            )
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         self._optimiser.step()
@@ -447,6 +470,17 @@ class Finetuner:
         plain = lora.plain_model(self.model, self.average)
         saving.write_checkpoint(self.checkpoint, plain, self.start.processor, self.statistics(), self.facts())
 
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when a run goes on, in plain types."""
+        return {
+            "embodiment": self.data.embodiment.name,
+            "training episodes": [episode.index for episode in self.data.training],
+            "frames": sum(episode.length for episode in self.data.training),
+            "frames per step": self.data.chunker.stride,
+            "q01": self.data.statistics.q01.tolist(),
+            "q99": self.data.statistics.q99.tolist(),
+        }
+
     def save_state(self) -> None:
         """Write all that is needed to go on: what is trained, and how far."""
         self._accelerator.wait_for_everyone()
@@ -461,6 +495,7 @@ class Finetuner:
                 "step": self.step,
                 "seconds": self.seconds,
                 "configuration": self.configuration.model_dump_json(),
+                "data": self._identity(),
                 "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
                 "average": self.average,
                 "optimiser": self._optimiser.state_dict(),
@@ -474,17 +509,23 @@ class Finetuner:
         if not path.is_file():
             raise TrainingError(f"{path}: no such file; nothing to resume from")
         try:
-            state = torch.load(path, map_location=self._accelerator.device, weights_only=True)
+            state = saving.read_state(path, self._accelerator.device)
             found = (state.get("kind"), state.get("version"), state.get("source"))
             expected = ("finetuning", _STATE_VERSION, self.start.source)
             if found != expected:
                 raise ValueError(f"found {found}, expected {expected}")
+            for name, value in self._identity().items():
+                if state["data"][name] != value:
+                    raise ValueError(
+                        f"{name}: found {state['data'][name]}, expected {value}: the dataset, its mapping or "
+                        "the robot has changed; begin another run in another --out"
+                    )
             for name, own in (("trained", self._trained), ("average", self.average)):
                 if set(state[name]) != set(own):
                     raise ValueError(f"{name}: other parameters are trained now than then")
                 for key, tensor in own.items():
                     tensor.copy_(state[name][key])
-            self._optimiser.load_state_dict(state["optimiser"])
+            saving.load_optimiser(self._optimiser, state["optimiser"])
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
         self.step, self.seconds = state["step"], state["seconds"]

@@ -57,6 +57,13 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
         os.replace(partial, path)
 
 
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `write_state` wrote, on the host. What is for another device stays in the file until it is copied:
+    beside all that is there already, neither may have room for it."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=device.type != "cpu", weights_only=True)
+    return state
+
+
 def write_checkpoint(
     folder: Path,
     model: QwenVLAForActionPrediction,
@@ -81,6 +88,32 @@ def write_checkpoint(
             folder.rename(old)
         partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """After how many steps the weights of a checkpoint folder were written; None without any."""
+    try:
+        return int(json.loads((checkpoint / FACTS_NAME).read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """What an optimiser has gathered, under the rates, betas and decay that it has been made with now."""
+    groups = optimiser.state_dict()["param_groups"]
+    found = [len(group["params"]) for group in state["param_groups"]]
+    expected = [len(group["params"]) for group in groups]
+    if found != expected:
+        raise ValueError(f"optimiser: found groups of {found} parameters, expected {expected}")
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
+def make_folder(folder: Path) -> None:
+    """Raises TrainingError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
 
 
 def append_metrics(folder: Path, line: Mapping[str, Any]) -> None:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
@@ -21,6 +22,8 @@ from qwen_vla_ros.model.processor import ProcessorConfig, ProcessorError, QwenVL
 from qwen_vla_ros.training import lora as adapters
 from qwen_vla_ros.training.configuration import FinetuningConfiguration
 from qwen_vla_ros.training.errors import TrainingError
+
+_Made = TypeVar("_Made", ActionExpertConfig, ProcessorConfig)
 
 
 @dataclass(frozen=True)
@@ -65,21 +68,15 @@ def prepare_start(
                 model, processor, statistics = loaded.model, loaded.processor, loaded.statistics
             else:
                 assert backbone is not None
-                model, processor = from_backbone(
-                    backbone,
-                    ActionExpertConfig(**configuration.expert),
-                    FlowConfig(),
-                    ProcessorConfig(**configuration.processor),
-                    views,
-                )
+                own = _made("expert", ActionExpertConfig, configuration.expert)
+                seen = _made("processor", ProcessorConfig, configuration.processor)
+                model, processor = from_backbone(backbone, own, FlowConfig(), seen, views)
                 statistics = {}
             add_views(model, processor, views)
             if low_rank:
                 adapters.add_adapters(model, configuration.lora)
     except (CheckpointError, ProcessorError) as error:
         raise TrainingError(str(error)) from error
-    except (TypeError, ValueError) as error:
-        raise TrainingError(f"expert, processor: {error}") from error
     expert = model.config.action_expert
     if embodiment.horizon > expert.horizon or embodiment.layout.count > expert.channels:
         raise TrainingError(
@@ -93,6 +90,20 @@ def prepare_start(
     if configuration.checkpointing:
         _recompute_activations(model)
     return Start(model, processor, statistics, str(checkpoint or backbone), low_rank)
+
+
+def _made(key: str, kind: type[_Made], content: Mapping[str, Any]) -> _Made:
+    """What a part of the configuration describes. Raises TrainingError that names the field."""
+    # transformers' own fields, which its base class has, are not for users.
+    known = [each.name for each in fields(kind) if each.name in kind.__annotations__]
+    for name in content:
+        if name not in known:
+            expected = "".join(f"{near}?" for near in get_close_matches(name, known, 1)) or ", ".join(known)
+            raise TrainingError(f"{key}.{name}: no such field, expected {expected}")
+    try:
+        return kind(**content)
+    except Exception as error:  # huggingface_hub's checks have kinds of their own
+        raise TrainingError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def add_views(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor, views: Sequence[str]) -> None:

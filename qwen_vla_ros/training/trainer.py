@@ -224,7 +224,7 @@ class Trainer:
         keep_freed_memory()
         settings = self.configuration
         until = settings.total if until is None else min(until, settings.total)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        saving.make_folder(self.folder)
         self.model.train()
         saved = time.monotonic()
         sums: dict[str, list[float]] = {}
@@ -247,6 +247,9 @@ class Trainer:
                 if save is not None:
                     save(self)
                 saved = time.monotonic()
+        # A disk may have been full, or the run killed, between the last state and its weights.
+        if self.main and save is not None and saving.step_of(self.checkpoint) != self.step:
+            save(self)
 
     def _advance(self) -> dict[str, float]:
         settings = self.configuration
@@ -261,7 +264,10 @@ class Trainer:
         self._processes.add_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.optimiser.clip)
         if not torch.isfinite(norm):
-            raise TrainingError(f"step {self.step}: gradient is not finite; resume from the last state")
+            raise TrainingError(
+                f"step {self.step}: gradient is not finite; resume from the last state with a lower "
+                "optimiser.learning_rate: the same run would come to the same step"
+            )
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -424,14 +430,14 @@ class Trainer:
         if not path.is_file():
             raise TrainingError(f"{path}: no such file; nothing to resume from")
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
+            state = saving.read_state(path, self._device)
             if state["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.heads.load_state_dict(state["heads"])
             for optimiser, content in zip(self._optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(content)
+                saving.load_optimiser(optimiser, content)
         except Exception as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}") from error
         self.step, self.seconds, self._before = state["step"], state["seconds"], state["before"]

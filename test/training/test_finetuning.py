@@ -2,8 +2,11 @@
 """Fine-tuning: from a written dataset to a policy that answers, and what is refused."""
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow
@@ -15,12 +18,12 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from qwen_vla_ros.cli import app
-from qwen_vla_ros.embodiment import denormalise, parse_embodiment
+from qwen_vla_ros.embodiment import Statistics, denormalise, parse_embodiment
 from qwen_vla_ros.model.checkpoint import load_checkpoint, save_checkpoint
 from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.policy import Observation
 from qwen_vla_ros.policy.local import LocalPolicy
-from qwen_vla_ros.training import lora
+from qwen_vla_ros.training import lora, saving
 from qwen_vla_ros.training.configuration import parse_finetuning
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.finetuning import Finetuner, RecordedChunks, encode
@@ -121,12 +124,13 @@ def test_dataset_to_policy(recorded, beginnings, robot, robot_content, tmp_path,
 
 
 def test_resumed_run_is_the_same_run(finetuner, tmp_path):
-    whole = finetuner(tmp_path / "whole", steps=6, log_every=1, low_rank=True, accumulate=2)
+    settings = {"steps": 6, "log_every": 1, "low_rank": True, "accumulate": 2, "lora": {"dropout": 0.2}}
+    whole = finetuner(tmp_path / "whole", **settings)
     whole.run()
-    finetuner(tmp_path / "parts", steps=6, log_every=1, low_rank=True, accumulate=2).run(until=3)
+    finetuner(tmp_path / "parts", **settings).run(until=3)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1000.0}\n{"step": 5, "lo')  # as a kill leaves it
-    rest = finetuner(tmp_path / "parts", steps=6, log_every=1, low_rank=True, accumulate=2)
+    rest = finetuner(tmp_path / "parts", **settings)
     rest.resume()
     assert rest.step == 3
     rest.run()
@@ -142,6 +146,63 @@ def test_state_of_another_run(finetuner, tmp_path):
         finetuner(tmp_path, steps=1, low_rank=True).resume()
     with pytest.raises(TrainingError, match="backbone"):
         finetuner(tmp_path, steps=1, start="backbone").resume()
+    grown = finetuner(tmp_path, steps=1)
+    before = grown.data.statistics
+    grown.data.statistics = Statistics(before.q01, before.q99 + 0.1)
+    with pytest.raises(
+        TrainingError, match=r"q99: found .*, expected .*: the dataset, its mapping or the robot"
+    ):
+        grown.resume()
+
+
+def test_rates_of_a_resumed_run_are_those_of_its_configuration(finetuner, tmp_path):
+    finetuner(tmp_path, steps=2).run(until=1)
+    optimiser = {**SETTINGS["optimiser"], "betas": (0.5, 0.6), "weight_decay": 0.5}
+    rest = finetuner(tmp_path, steps=2, backbone_rate=0.25, optimiser=optimiser)
+    rest.resume()
+    groups = [(g["rate"], g["weight_decay"], g["betas"]) for g in rest._optimiser.param_groups]
+    assert groups == [(0.25, 0.5, (0.5, 0.6)), (1.0, 0.5, (0.5, 0.6))]
+    assert any(bool(state["exp_avg"].any()) for state in rest._optimiser.state.values())
+
+
+def test_weights_that_could_not_be_written_are_written_by_the_resumed_run(finetuner, tmp_path):
+    finetuner(tmp_path, steps=2).run()  # without weights, as when the disk was full
+    rest = finetuner(tmp_path, steps=2)
+    rest.resume()
+    rest.run(save=lambda each: each.save_checkpoint())
+    assert saving.step_of(tmp_path / "checkpoint") == 2
+    written = (tmp_path / "checkpoint" / "config.json").stat().st_mtime_ns
+    rest.run(save=lambda each: each.save_checkpoint())
+    assert (tmp_path / "checkpoint" / "config.json").stat().st_mtime_ns == written
+
+
+def test_validation_does_not_wait_for_a_line_of_the_log(finetuner, tmp_path):
+    validation = {**SETTINGS["validation"], "every": 3}
+    finetuner(tmp_path, steps=8, log_every=4, validation=validation).run()
+    judged = {line["step"]: "validation_loss" in line for line in metrics(tmp_path)}
+    assert judged == {3: True, 4: False, 6: True, 8: True}
+
+
+def test_two_processes_save_together(recorded, beginnings, robot_content, tmp_path):
+    """Each has its own clock; the one that writes must not leave the other in another collective."""
+    yaml_file, config, out = tmp_path / "my_robot.yaml", tmp_path / "config.yaml", tmp_path / "out"
+    yaml_file.write_text(yaml.safe_dump(robot_content))
+    config.write_text(yaml.safe_dump({**SETTINGS, "steps": 40, "save_every": 0.2}))
+    launch = "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
+    train = f"qwen_vla_ros.cli train --dataset {recorded[V3]} --embodiment {yaml_file} --config {config}"
+    train += f" --checkpoint {beginnings / 'checkpoint'} --out {out} --device cpu"
+    loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for part in (("--until", "24"), ("--resume",)):
+        command = [sys.executable, "-m", *launch.split(), "-m", *train.split(), *part]
+        with subprocess.Popen(
+            command, env=loopback, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=120)
+            finally:
+                process.terminate()  # it ends those that it started
+        assert process.returncode == 0, output
+    assert metrics(out)[-1]["step"] == saving.step_of(out / "checkpoint") == 40
 
 
 def test_merged_model_answers_as_the_adapted_one(finetuner, tmp_path):
@@ -392,6 +453,67 @@ def test_picture_that_is_none(load, recorded, tmp_path):
     data = load(folder)
     with pytest.raises(TrainingError, match=r"observation.images.ego: row 3: not a picture"):
         data.dataset.picture(data.dataset.episodes[0], "observation.images.ego", 3)
+
+
+def test_a_published_backbone_is_trained_in_float32(beginnings, robot, tmp_path):
+    """Its parts say bfloat16, in which small updates round away."""
+    folder = tmp_path / "backbone"
+    shutil.copytree(beginnings / "backbone", folder)
+    content = json.loads((folder / "config.json").read_text())
+    for part in (content, content["text_config"], content["vision_config"]):
+        part["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(content))
+    start = prepare_start(robot, ("ego",), settings(), backbone=folder, low_rank=True)
+    assert {p.dtype for p in start.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert": {"hidden_sise": 32}}, "expert.hidden_sise: no such field, expected hidden_size"),
+        ({"expert": {"horizon": "six"}}, "expert: .*horizon"),
+        ({"expert": {"horizon": -1}}, "expert: .*horizon"),
+        ({"processor": {"image_sise": [32, 32]}}, "processor.image_sise: no such field, expected image_size"),
+        ({"processor": {"patch_size": "x"}}, "processor: "),
+    ],
+)
+def test_fields_of_a_new_decoder_that_do_not_fit(beginnings, robot, changes, message):
+    with pytest.raises(TrainingError, match=message):
+        prepare_start(robot, ("ego",), settings(**changes), backbone=beginnings / "backbone")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "tokenizer.json: "),
+        ("tokenizer.json", '{"version": "1.0"', "tokenizer.json: not a tokenizer"),
+        ("config.json", '{"model_type": "qwen3_5"}', "config.json: no Qwen3.5 that the action expert fits"),
+    ],
+)
+def test_a_backbone_folder_that_was_half_copied(beginnings, robot, tmp_path, file, content, message):
+    folder = tmp_path / "backbone"
+    shutil.copytree(beginnings / "backbone", folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(TrainingError, match=f"{folder}/{message}"):
+        prepare_start(robot, ("ego",), settings(), backbone=folder)
+
+
+def test_a_folder_that_cannot_be_made(recorded, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [
+        "train",
+        "--dataset",
+        recorded[V3],
+        "--embodiment",
+        "so101",
+        "--out",
+        tmp_path / "file" / "out",
+    ]
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'file' / 'out'}: cannot be made (Not a directory)" in result.output
 
 
 def test_action_tensor_that_is_too_small(robot, beginnings):
