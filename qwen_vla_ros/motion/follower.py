@@ -137,6 +137,7 @@ class Follower:
             group.watch(self.pose)
         self._all_ahead = all(group.looks_ahead for group in self._groups)
         self._now = -np.inf
+        self._placed = False
         self.clock_jumps = 0
 
     @property
@@ -154,8 +155,13 @@ class Follower:
         return sum(self.clamps.values())
 
     @property
+    def placed(self) -> bool:
+        """It is known where the joints are: commands may lead on from the last ones."""
+        return self._placed
+
+    @property
     def resting(self) -> bool:
-        return all(mover.resting for mover in self._movers)
+        return all(mover.resting for mover in (self._movers if self._placed else self._base_groups))
 
     def kinematics(self, group: str) -> Kinematics:
         """Kinematics of an end-effector group. Raises KeyError when there is no such group."""
@@ -167,8 +173,8 @@ class Follower:
         Raises:
             ValueError: when joints or, where needed, a pose have not been measured.
         """
-        measured = self._seen(now)
-        joints, pose = self._measured.at(now)
+        joints, pose = self._measured.now(now)
+        measured = self._observed(joints, pose)
         for group, used in zip(self._groups, self._used, strict=True):
             group.start(joints[used], pose)
         self._joint_guard.start(self._commanded_joints())
@@ -176,21 +182,39 @@ class Follower:
             guard.start(base.commanded)
         self.timeline.clear(measured)
         self._now = now
+        self._placed = True
 
-    def go_on(self, now: float) -> None:
+    def go_on(self, now: float) -> list[str]:
         """Rest where the last command left the robot, which its controllers hold since.
 
-        What is measured differs from it by their error, so to start there would be a jump.
+        What is measured differs from it by their error, so to start there would be a jump. A group that is
+        further off was moved by others, by hand or by a driver that was restarted: it rests where it is.
+
+        Returns:
+            Names of groups that were moved.
 
         Raises:
             ValueError: a pose that is needed has not been measured.
         """
-        _, pose = self._measured.at(now)
+        if not self._placed:
+            self.start(now)
+            return []
+        joints, pose = self._measured.now(now)
+        moved = [
+            (group, joints[used])
+            for group, used in zip(self._groups, self._used, strict=True)
+            if isinstance(group, JointGroup | TipGroup) and group.was_moved(joints[used])
+        ]
+        for group, where in moved:
+            group.start(where, pose)
+        if moved:
+            self._joint_guard.start(self._commanded_joints())
         here = np.concatenate([group.here(pose) for group in self._groups])
         if not np.isfinite(here).all():
             raise ValueError("not measured yet: the pose of the base")
         self.timeline.clear(here)
         self._now = now
+        return [group.name for group, _ in moved]
 
     def offer(self, data: Any, stamp: float, step: float, now: float, sequence: int = 0) -> int:
         """Follow a chunk in the embodiment's units and references from now on.
@@ -246,7 +270,7 @@ class Follower:
             ValueError: joints have not been measured.
         """
         self.start(now)
-        joints, _ = self._measured.at(now)
+        joints, _ = self._measured.now(now)
         self._passages: dict[str, Passage] = {}
         for group, used in zip(self._groups, self._used, strict=True):
             if isinstance(group, JointGroup | TipGroup):
@@ -262,18 +286,20 @@ class Follower:
         duration = max((passage.duration for passage in self._passages.values()), default=0.0)
         for passage in self._passages.values():
             passage.duration = duration
-        self._home_began = now
+        self._home_time = self._look_ahead
         return duration
 
-    def step_home(self, now: float) -> list[Command]:
+    def step_home(self) -> list[Command]:
         """Commands for the next period on the way home; `homed` tells when it is over.
+
+        Periods count, not the clock: what it skips is not caught up at a speed that nobody asked for.
 
         Raises:
             MotionError: no motion within the limits could be computed.
         """
-        time = now - self._home_began + self._look_ahead
+        self._home_time += self.period
         for group in self._joint_groups:
-            group.lead(*self._passages[group.name].sample(time))
+            group.lead(*self._passages[group.name].sample(self._home_time))
         for base in self._base_groups:
             base.brake()
         return self._commands()
@@ -356,15 +382,36 @@ class Follower:
         Raises:
             MotionError: no motion within the limits could be computed.
         """
+        if not self._placed:
+            return self.halt()
         for group in self._groups:
             group.brake()
         return self._commands()
 
     def halt(self) -> list[Command]:
-        """The last commands, when no others can be computed: whoever drives a path is told to stay."""
+        """Commands for the next period when none can be computed for joints, or nobody knows where they are.
+
+        Controllers hold the last set-points of joints. What is told velocities would go on with them: bases
+        brake, tips are told to stand; whoever drives a path is told to stay. Until all of these rest, this is
+        what there is to write; then nothing is, before `start`.
+        """
+        self._placed = False
+        commands: list[Command | None] = []
+        for base, guard in zip(self._driven, self._guards, strict=True):
+            try:
+                base.brake()
+                guard.check(base.commanded)
+            except MotionError:
+                base.start(np.zeros(0), None)
+                guard.start(base.commanded)
+            if base.resting:
+                base.start(np.zeros(0), None)  # to the last digit
+            commands.append(base.command())
         for group in self._path_groups:
             group.brake()
-        return [command for group in self._path_groups if (command := group.command()) is not None]
+            commands.append(group.command())
+        commands += [group.halt() for group in self._groups if isinstance(group, TipGroup)]
+        return [command for command in commands if command is not None]
 
     def _watch(self, now: float) -> None:
         if now < self._now:
@@ -393,7 +440,10 @@ class Follower:
 
     def _seen(self, stamp: float) -> np.ndarray:
         """Where the robot was, in the channels of the timeline. Shape (width,)."""
-        joints, pose = self._measured.at(stamp)
+        return self._observed(*self._measured.at(stamp))
+
+    def _observed(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        """Measurements in the channels of the timeline; ValueError names what is missing. Shape (width,)."""
         missing, values = [], []
         for group, used in zip(self._groups, self._used, strict=True):
             values.append(group.observe(joints[used], pose))

@@ -21,6 +21,11 @@ from .timeline import ChunkRefused, Timeline
 from .tracking import JointTracker
 
 JOINT_KINDS = ("joint_position", "gripper", "hand")
+# What holds an object is off its command, and must stay so.
+GRIPPING = ("gripper", "hand")
+
+# A joint that rests further from its command was moved by others [rad], [m]; less is droop and backlash.
+MOVED_BY = {"rad": 0.15, "m": 0.03}
 
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
@@ -46,12 +51,14 @@ class JointCommand:
         position: set-point one period from now, as in joint states. Shape (n,).
         velocity: its velocity. Shape (n,).
         pose: of the tip, where the group has one: x, y, z [m], w, x, y, z. Shape (7,).
+        twist: of the tip, from the pose of the command before: linear [m/s], angular [rad/s]. Shape (6,).
     """
 
     group: str
     position: np.ndarray
     velocity: np.ndarray
     pose: np.ndarray | None = None
+    twist: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,8 @@ class JointGroup:
         self.name, self.joints = group.name, group.joints
         self.width = len(group.joints)
         self.held = np.full(self.width, group.kind == "gripper")
+        self._grips = group.kind in GRIPPING
+        self._near = np.array([MOVED_BY["m" if unit == "m" else "rad"] for unit in group.units])
         self.continuous = np.array([joint in getattr(group, "continuous", ()) for joint in group.joints])
         self._reference = group.reference
         self._threshold = getattr(group, "threshold", None)
@@ -183,6 +192,12 @@ class JointGroup:
 
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._moved.start(self._part, self.observe(joints, pose))
+
+    def was_moved(self, joints: np.ndarray) -> bool:
+        """Whether others moved the group since it was told its last set-point; joints as measured (n,)."""
+        error = joints - self.command().position
+        error = np.where(self.continuous, wrap(error), error)
+        return not self._grips and bool((np.abs(error) > self._near).any())
 
     def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
         """Absolute set-points of a chunk's rows, and its origin, in the frame of `here`, the present one."""
@@ -290,6 +305,9 @@ class TipGroup:
         # The pose that is led, and its velocity: linear and angular.
         self._at = np.zeros(3), rotations.IDENTITY
         self._pace = np.zeros((2, 3))
+        # The pose of the last command.
+        self._told = np.concatenate(self._at)
+        self._tells_twist = group.controller.type == "cartesian_twist"
         self._escape = Escape(self.limits, self._tracker.state)
 
     @property
@@ -319,6 +337,7 @@ class TipGroup:
         self._escape = Escape(self.limits, self._tracker.state)
         self._lead = self._tracker.state.position
         self._at = self.kinematics.pose(self._lead)
+        self._told = np.concatenate(self._at)
         self._pace = np.zeros((2, 3))
         low, high = self._box
         at = self._at[0]
@@ -387,11 +406,23 @@ class TipGroup:
         self._at = self.kinematics.pose(self._lead)
         self._pace = (self.kinematics.jacobian(self._lead) @ state.velocity).reshape(2, 3)
 
+    def was_moved(self, joints: np.ndarray) -> bool:
+        """Whether others moved the arm since it was told its last set-point; joints as measured (n,)."""
+        return bool((np.abs(joints - self.commanded) > MOVED_BY["rad"]).any())
+
     def command(self) -> JointCommand:
-        state = self._tracker.state
-        return JointCommand(
-            self.name, state.position, state.velocity, np.concatenate(self.kinematics.pose(state.position))
-        )
+        state, before = self._tracker.state, self._told
+        self._told = pose = np.concatenate(self.kinematics.pose(state.position))
+        turn = rotations.to_vector(rotations.multiply(pose[3:], rotations.inverse(before[3:])))
+        twist = np.concatenate([pose[:3] - before[:3], turn]) / self._period
+        return JointCommand(self.name, state.position, state.velocity, pose, twist)
+
+    def halt(self) -> JointCommand | None:
+        """What a controller of velocities is told when no others can be computed: to stand."""
+        if not self._tells_twist:
+            return None
+        still = np.zeros(len(self.joints))
+        return JointCommand(self.name, self.commanded, still, self._told, np.zeros(6))
 
     def _led(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pose to bring about next: towards the set-point, inside the box, not too fast."""

@@ -10,6 +10,57 @@ import numpy as np
 
 from .base import History
 
+Places = slice | np.ndarray
+
+
+class JointHistory:
+    """Joints of a body by stamp. Publishers that tell a part each have stamps of their own.
+
+    Args:
+        count: joints n.
+        span: how far back is kept [s].
+        continuous: those that turn without end. Shape (n,), bool.
+    """
+
+    def __init__(self, count: int, span: float, continuous: np.ndarray):
+        self._span, self._continuous = span, continuous
+        self._parts: dict[Any, tuple[Places, History]] = {}
+        self._latest = np.full(count, np.nan)
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._latest[:] = np.nan
+
+    def add(self, stamp: float, value: Any, places: Places = slice(None)) -> None:
+        """Keep what one publisher tells: values (k,) of the joints at `places`, all without it.
+
+        Raises:
+            ValueError: see `History.add`.
+        """
+        key = places.tobytes() if isinstance(places, np.ndarray) else (places.start, places.stop)
+        if key not in self._parts:
+            angles = self._continuous[places]
+            self._parts[key] = places, History(len(angles), self._span, angles)
+        self._parts[key][1].add(stamp, value)
+        self._latest[places] = value
+
+    @property
+    def latest(self) -> np.ndarray:
+        """What was told last, as the drivers count turns; NaN where nothing was. Shape (n,)."""
+        return self._latest.copy()
+
+    def at(self, stamp: float) -> np.ndarray:
+        """Values at `stamp`, see `History.at`, turns counted on; NaN where nothing is known. Shape (n,)."""
+        found = np.full(len(self._latest), np.nan)
+        for places, history in sorted(self._parts.values(), key=_newest):
+            found[places] = history.at(stamp)
+        return found
+
+
+def _newest(part: tuple[Places, History]) -> float:
+    newest = part[1].newest
+    return -np.inf if newest is None else newest[0]
+
 
 class Measured:
     """Joints and the pose of a base by stamp.
@@ -19,7 +70,8 @@ class Measured:
         span: how far back is kept [s].
 
     Attributes:
-        joints: of all groups, in their order. Shape of a value (n,).
+        joints: of all groups, in their order.
+        continuous: which of them turn without end. Shape (n,).
         pose: of the base: x, y [m], yaw [rad].
         used: where the joints of each group are among all.
     """
@@ -30,11 +82,15 @@ class Measured:
         for group in groups:
             self.used.append(slice(count, count + len(group.joints)))
             count += len(group.joints)
-        self.joints = History(count, span, angles=np.concatenate([group.continuous for group in groups]))
+        self.continuous = np.concatenate([group.continuous for group in groups])
+        self.joints = JointHistory(count, span, self.continuous)
         self.pose = History(3, span, angles=[False, False, True])
-        self._unknown = np.full(count, np.nan)
 
     def at(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Joints, NaN while unknown, shape (n,), and pose, None while unknown."""
-        joints = self.joints.at(stamp)
-        return (self._unknown if joints is None else joints), self.pose.at(stamp)
+        return self.joints.at(stamp), self.pose.at(stamp)
+
+    def now(self, stamp: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """The same, of joints that turn without end as the drivers count: commands go on from there."""
+        joints, pose = self.at(stamp)
+        return np.where(self.continuous, self.joints.latest, joints), pose

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from geometry_msgs.msg import Pose, PoseStamped, PoseWithCovarianceStamped
@@ -25,9 +26,14 @@ def pose_of(message: Any) -> Pose:
 
 
 def flat_pose(message: Any) -> list[float]:
-    """x, y [m], yaw [rad] of a message of any of the types; as finite as the message."""
+    """x, y [m], yaw [rad] of a message of any of the types; as finite as the message.
+
+    The yaw of an orientation that nobody set, all zeros, is NaN.
+    """
     pose = pose_of(message)
-    return [pose.position.x, pose.position.y, yaw_of(pose.orientation)]
+    q = pose.orientation
+    turned = any((q.x, q.y, q.z, q.w))
+    return [pose.position.x, pose.position.y, yaw_of(q) if turned else math.nan]
 
 
 def from_odometry(odometry: Odometry, kind: str) -> Any:

@@ -95,7 +95,10 @@ class Conductor:
         self.stop_duration = math.nan
         self.commands = 0
         self._pending: ActionChunk | None = None
-        self._stop_began = self._rested_at = self._home_until = math.nan
+        self._stop_began = self._rested_at = math.nan
+        # Periods left to come home.
+        self._home_left = 0
+        self._last = -math.inf
         self._hold_began = math.nan
         self._capture_to_command = math.nan
         self._clock_seen = math.nan, 0.0
@@ -118,12 +121,12 @@ class Conductor:
     @property
     def idle(self) -> bool:
         """Nothing to do but to listen."""
-        return self.task is None and (self.state == State.STATE_IDLE or self.closed)
+        return self.task is None and self.at_rest and (self.state == State.STATE_IDLE or self.closed)
 
     @property
     def at_rest(self) -> bool:
         """Nothing moves: there is nothing to write."""
-        return self.follower.resting or self.state == State.STATE_FAULT
+        return self.follower.resting
 
     @property
     def lingers(self) -> bool:
@@ -154,6 +157,9 @@ class Conductor:
     def tick(self) -> None:
         """One period."""
         now = self.now
+        if now < self._last:
+            self._shift(now - self._last)
+        self._last = now
         task = self.task
         if task is not None and task.began == 0.0:
             # The goal came before the first /clock: the task begins now.
@@ -173,8 +179,20 @@ class Conductor:
             elif self.state == State.STATE_STOPPED:
                 self._stay(task, now)
         except MotionError as error:
-            # No set-point is written any more: controllers hold their last one.
             self._fault(str(error))
+            return
+        if not (self.follower.placed or self.follower.resting):
+            # After a fault, or a clock that stood: what is told velocities comes to rest.
+            self._write(self.follower.halt(), now)
+
+    def _shift(self, step: float) -> None:
+        """The clock went back: what is counted from its past goes with it."""
+        self._log.warning(f"the clock went back by {-step:.2f} s")
+        self._rested_at += step
+        self._hold_began += step
+        self._stop_began += step
+        if self.task is not None:
+            self.task.began += step
 
     def _watch(self, task: ActiveTask, now: float) -> None:
         """Decide whether the task must end, or the robot stop."""
@@ -222,7 +240,8 @@ class Conductor:
     def _start_moving(self, task: ActiveTask, now: float) -> None:
         # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
         if task.moved:
-            self.follower.go_on(now)
+            if moved := self.follower.go_on(now):
+                self._log.warning(f"{', '.join(moved)}: moved by others meanwhile; goes on from where it is")
         else:
             self.follower.start(now)
         if self._accept(task, now):
@@ -315,12 +334,13 @@ class Conductor:
 
     def _go_home(self, now: float) -> None:
         trouble = self.watchdog.find_in_robot(now)
-        if trouble is None and now > self._home_until:
+        self._home_left -= 1
+        if trouble is None and self._home_left < 0:
             trouble = Trouble(Result.TRACKING_LOST, "home is not reached in time: a limit is in the way")
         if trouble is not None:
             self.begin_stop(trouble, now)
             return
-        self._write(self.follower.step_home(now), now)
+        self._write(self.follower.step_home(), now)
         if self.follower.homed:
             self.set_state(State.STATE_IDLE, None)
 
@@ -383,20 +403,29 @@ class Conductor:
 
     def start_home(self, share: float) -> float:
         """Begin to go home at a share of the limits; how long it will take [s]."""
-        now = self.now
-        duration = self.follower.start_home(now, share)
-        self._home_until = now + duration + HOMING_PATIENCE
+        duration = self.follower.start_home(self.now, share)
+        self._home_left = round((duration + HOMING_PATIENCE) / self.follower.period)
         self.set_state(State.STATE_HOMING, None)
         return duration
 
     def end_at_once(self, reason: Trouble) -> None:
         """Ramp to rest here and now: the loop has been stopped."""
         while not self.at_rest:
-            self._write(self.follower.brake(), self.now)
+            try:
+                self._write(self.follower.brake(), self.now)
+            except MotionError as error:
+                self._fault(str(error))
+            self._flush(rest=False)
             time.sleep(self.follower.period)
+        self._flush(rest=True)
         if self.task is not None:
             self._finish(self.task, reason)
-        self._settle(None)
+        if self.state != State.STATE_FAULT:
+            self._settle(None)
+
+    def _flush(self, rest: bool) -> None:
+        for writer in self._writers.values():
+            writer.flush(rest)
 
     def _decide(self, verdict: Trouble) -> None:
         """The task ends; the robot comes to rest first."""
@@ -431,7 +460,6 @@ class Conductor:
     def _fault(self, reason: str) -> None:
         trouble = Trouble(Result.CHUNK_INVALID, reason)
         self._log.error(f"refusing to move until ~/reset: {reason}")
-        # Whoever has a path would go on along it.
         self._write(self.follower.halt(), self.now)
         if self.task is not None:
             self._finish(self.task, trouble)
@@ -456,6 +484,7 @@ class Conductor:
             self._clock_seen = now, wall
         elif wall - self._clock_seen[1] > CLOCK_PATIENCE:
             message = f"the clock has stood at {now:.2f} s for {CLOCK_PATIENCE:.0f} s; is /clock published?"
+            self._write(self.follower.halt(), now)
             self._finish(self.task, Trouble(Result.JOINT_STATE_STALE, message))
         task, policy = self.task, self.watchdog.policy
         if task is not None and policy is not None and policy.task_id != task.task_id:

@@ -40,7 +40,6 @@ class Continuing:
         self._outlook = Outlook(embodiment)
         self._lock = threading.Lock()
         self._subscriptions: list = []
-        self._positions: dict[str, float] = {}
         # Sequence of the chunk that the executor follows, and of the one that was noted last.
         self._followed = self._noted = 0
         # How long the last chunks took from their pictures to the robot [s].
@@ -64,7 +63,6 @@ class Continuing:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
-        self._positions.clear()
         with self._lock:
             self._outlook.clear()
 
@@ -92,15 +90,15 @@ class Continuing:
             self._followed = message.sequence
 
     def _hear_joints(self, stamp: float, positions: dict[str, float]) -> None:
-        self._positions |= positions
-        values = [self._positions.get(name, math.nan) for name in self._embodiment.joints]
-        self._keep(self._outlook.joints, stamp, values)
+        places = [k for k, name in enumerate(self._embodiment.joints) if name in positions]
+        values = [positions[self._embodiment.joints[k]] for k in places]
+        # What is not finite the executor names, and stops for.
+        if places and np.isfinite(values).all():
+            with self._lock:
+                self._outlook.joints.add(stamp, values, np.array(places))
 
     def _hear_pose(self, message: Any) -> None:
-        self._keep(self._outlook.pose, seconds(message.header.stamp), flat_pose(message))
-
-    def _keep(self, history: Any, stamp: float, values: list[float]) -> None:
-        # What is not finite the executor names, and stops for.
-        if np.isfinite(values).all():
+        pose = flat_pose(message)
+        if np.isfinite(pose).all():
             with self._lock:
-                history.add(stamp, values)
+                self._outlook.pose.add(seconds(message.header.stamp), pose)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import BaseCommand, Command, JointCommand, PathCommand
 
 from . import qos
@@ -78,11 +78,9 @@ class _Messages:
         self._names = list(getattr(group.controller, "names", None) or getattr(group, "joints", ()))
         self._frame = getattr(group, "frame", "")
         self.pose_frame = "odom"
-        self._period = period
         point = JointTrajectoryPoint(time_from_start=_duration(period))
         self._trajectory = JointTrajectory(joint_names=self._names, points=[point])
         self._positions = Float64MultiArray()
-        self._before: np.ndarray | None = None
         if group.controller.type.startswith("cartesian") and group.frame == group.tip:
             raise UnsupportedController(
                 f"group {group.name}: {group.controller.type} needs a `frame` other than `tip`: "
@@ -141,16 +139,7 @@ class _Messages:
         return message
 
     def tip_twist(self, command: JointCommand, stamp: Any) -> TwistStamped:
-        """Velocity of the tip over the last period; zero at rest and with the first command."""
-        before, self._before = self._before, command.pose
-        velocity = np.zeros(6)
-        if not command.velocity.any():
-            self._before = None  # the next motion starts anew
-        elif before is not None:
-            velocity[:3] = (command.pose[:3] - before[:3]) / self._period
-            turn = rotations.multiply(command.pose[3:], rotations.inverse(before[3:]))
-            velocity[3:] = rotations.to_vector(turn) / self._period
-        x, y, z, a, b, c = velocity.tolist()
+        x, y, z, a, b, c = command.twist.tolist()
         twist = Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(x=a, y=b, z=c))
         return self._stamped(TwistStamped(twist=twist), stamp)
 
@@ -228,33 +217,44 @@ class TopicWriter:
         """Frame in which the base is measured; where a message names none, it is the one before."""
         self._messages.pose_frame = frame or self._messages.pose_frame
 
+    def flush(self, rest: bool) -> None:
+        """Nothing waits here."""
+
     def destroy(self, node: Node) -> None:
         node.destroy_publisher(self._publisher)
 
 
-def _follow_joint_trajectory(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
-    """All set-points, each due one period after the one before: as checked, and a goal's length late."""
+@dataclass(frozen=True)
+class SetPoint:
+    """A set-point, and in how long it is due [s]."""
+
+    command: JointCommand
+    after: float
+
+
+def _follow_joint_trajectory(types: Any, group: Any, points: list[SetPoint]) -> Any:
+    """All set-points, each when it is due: as checked, and a goal's length late."""
     names = list(group.controller.names or group.joints)
-    points = [
-        JointTrajectoryPoint(positions=command.position.tolist(), time_from_start=_duration(period * (k + 1)))
-        for k, command in enumerate(commands)
-    ]
     goal = types.FollowJointTrajectory.Goal()
-    goal.trajectory = JointTrajectory(joint_names=names, points=points)
+    goal.trajectory = JointTrajectory(joint_names=names)
+    goal.trajectory.points = [
+        JointTrajectoryPoint(positions=each.command.position.tolist(), time_from_start=_duration(each.after))
+        for each in points
+    ]
     return goal
 
 
-def _gripper_command(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
+def _gripper_command(types: Any, group: Any, points: list[SetPoint]) -> Any:
     goal = types.GripperCommand.Goal()
-    goal.command.position = float(commands[-1].position[0])
+    goal.command.position = float(points[-1].command.position[0])
     goal.command.max_effort = float(group.controller.max_effort)
     return goal
 
 
-def _parallel_gripper_command(types: Any, group: Any, period: float, commands: list[JointCommand]) -> Any:
+def _parallel_gripper_command(types: Any, group: Any, points: list[SetPoint]) -> Any:
     goal = types.ParallelGripperCommand.Goal()
     goal.command.name = list(group.joints)
-    goal.command.position = commands[-1].position.tolist()
+    goal.command.position = points[-1].command.position.tolist()
     return goal
 
 
@@ -269,7 +269,10 @@ _ACTIONS: dict[str, Any] = {
 class ActionWriter:
     """Sends the commands of one action group as goals, one every `GOAL_PERIOD`.
 
-    A goal takes over from the one before. Commands that change nothing are not sent.
+    A goal takes over from the one before at once, wherever the robot is on it. What that one has not reached
+    yet therefore leads the new goal: set-points keep their distance in time, however late a goal is sent, and
+    the controller is asked for no speed that the set-points do not have. Commands that change nothing are not
+    sent.
 
     Attributes:
         topic: resolved name of the action.
@@ -301,13 +304,16 @@ class ActionWriter:
         self._waiting: list[JointCommand] = []
         # rclpy runs tasks in any order; goals are sent in that of the commands.
         self._outbox: deque[list[JointCommand]] = deque()
+        # Set-points on their way, and when each is due, by the node's clock [s].
+        self._ahead: list[tuple[float, JointCommand]] = []
+        self._asked = -math.inf
         self._sent: np.ndarray | None = None
         self._written = self._looked = 0.0
         self._ready = False
         self._refused = False
         # What is left when a motion ends is sent by this timer.
         self._timer = node.create_timer(
-            GOAL_PERIOD, self._flush, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            GOAL_PERIOD, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
     @property
@@ -327,11 +333,21 @@ class ActionWriter:
             self._post()
         self._node.executor.create_task(self._send)
 
+    def flush(self, rest: bool) -> None:
+        """Send the goals that are complete, with `rest` what is left, too. For rclpy's thread, while it is
+        held up and comes to no task."""
+        if rest:
+            with self._lock:
+                self._post()
+        self._send()
+
     def destroy(self, node: Node) -> None:
         node.destroy_timer(self._timer)
+        # Tasks that rclpy has not come to find nothing.
+        self._outbox.clear()
         self._client.destroy()
 
-    def _flush(self) -> None:
+    def _on_timer(self) -> None:
         silent = time.monotonic() - self._written
         if silent > 2 * self._period:
             with self._lock:
@@ -341,6 +357,7 @@ class ActionWriter:
         elif silent > FORGET_PERIOD:
             # At rest: a new task may try again, and somebody else may have moved it meanwhile.
             self._refused, self._sent = False, None
+            self._ahead = []
 
     def _post(self) -> None:
         if self._waiting:
@@ -356,8 +373,23 @@ class ActionWriter:
         if self._sent is not None and np.array_equal(ends, np.broadcast_to(self._sent, ends.shape)):
             return
         self._sent = ends[-1]
-        goal = self._make(self._types, self._group, self._period, commands)
+        goal = self._make(self._types, self._group, self._points(commands))
         self._client.send_goal_async(goal).add_done_callback(self._answered)
+
+    def _now(self) -> float:
+        return self._node.get_clock().now().nanoseconds * 1e-9
+
+    def _points(self, commands: list[JointCommand]) -> list[SetPoint]:
+        """What is still on its way, and the commands after it, one a period."""
+        now = self._now()
+        if now < self._asked:
+            self._ahead = []  # the clock went back: nobody knows what is left
+        self._asked = now
+        left = [(due, command) for due, command in self._ahead if now < due]
+        begin = left[-1][0] if left else now
+        new = [(begin + self._period * (k + 1), command) for k, command in enumerate(commands)]
+        self._ahead = left + new
+        return [SetPoint(command, due - now) for due, command in self._ahead]
 
     def _answered(self, future: Any) -> None:
         if not future.result().accepted:

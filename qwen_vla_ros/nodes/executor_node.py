@@ -119,7 +119,7 @@ class ExecutorNode(BodyNode):
             self,
             "max_tracking_error",
             0.5,
-            "How far a joint may be from its command, for half a second [rad or m]; 0 for any",
+            "How far a joint that does not grip may be from its command, for 0.5 s [rad or m]; 0 for any",
             0.0,
             100.0,
         )

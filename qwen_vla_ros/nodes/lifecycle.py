@@ -223,6 +223,24 @@ class BodyNode(LifecycleNode):
         return False
 
 
+def _come_to_rest(node: BodyNode, executor: SingleThreadedExecutor) -> bool:
+    """Let a robot that moves come to rest, whatever callbacks do meanwhile. False if one of them failed."""
+    faultless = True
+    try:
+        node.prepare_end()
+        # Wall time: the robot's clock may stand still.
+        deadline = time.monotonic() + END_PATIENCE
+        while node.busy and time.monotonic() < deadline:
+            try:
+                executor.spin_once(timeout_sec=0.02)
+            except Exception:  # the loop that brakes is another one
+                faultless = False
+                node.get_logger().fatal(traceback.format_exc())
+    finally:
+        node.trigger_shutdown()
+    return faultless
+
+
 def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
     """Run a node until SIGINT or SIGTERM.
 
@@ -274,12 +292,7 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
                 failed = True
                 node.get_logger().fatal(traceback.format_exc())
             if isinstance(node, BodyNode):
-                node.prepare_end()
-                # Wall time: the robot's clock may stand still.
-                deadline = time.monotonic() + END_PATIENCE
-                while node.busy and time.monotonic() < deadline:
-                    executor.spin_once(timeout_sec=0.02)
-                node.trigger_shutdown()
+                failed = not _come_to_rest(node, executor) or failed
         finally:
             executor.shutdown()
             node.destroy_node()

@@ -42,6 +42,9 @@ HEARTBEAT_PERIOD = 0.02
 # Earlier ones would be made ready for nothing.
 AHEAD = 0.05
 
+# Said by an executor without a task.
+NO_TASK = 0
+
 # How often it is looked whether a chunk has fallen due [s].
 LOOK_PERIOD = 0.01
 
@@ -344,7 +347,8 @@ class PolicyNode(BodyNode):
             work.began = seconds(message.header.stamp)
         elif message.active:
             self._work = _Work(message.task_id, message.instruction, seconds(message.header.stamp))
-        elif work is not None and work.task_id == message.task_id:
+        elif work is not None and message.task_id in (work.task_id, NO_TASK):
+            # An executor that starts knows of no task: what was done for the one before it is over.
             self._work = None
         self._called.set()
 

@@ -59,6 +59,8 @@ class Services:
         return call
 
     def _stop(self, request: Trigger.Request) -> Answer:
+        if self._conductor.state == State.STATE_YIELDED:
+            return False, "the robot is in other hands: stop it there; the executor commands nothing"
         reason = Trouble(Result.STOP_REQUESTED, "stopped by ~/stop; call ~/reset to go on")
         self._conductor.come_to_rest(State.STATE_HALTED, reason)
         return True, "at rest" if self._conductor.closed else "stopping"
@@ -70,6 +72,8 @@ class Services:
         if conductor.state not in CLOSED and conductor.rest_state != State.STATE_IDLE:
             return False, "the robot still moves: call again when it rests"
         if conductor.state == State.STATE_FAULT:
+            if not conductor.at_rest:
+                return False, "the base still comes to rest: call again"
             try:
                 # The fault left the planner where it was, the robot may be elsewhere.
                 conductor.follower.start(conductor.now)

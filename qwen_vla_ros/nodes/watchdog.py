@@ -14,7 +14,9 @@ from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.action import ExecuteTask
 from qwen_vla_ros.embodiment import Embodiment
+from qwen_vla_ros.motion.base import wrap
 from qwen_vla_ros.motion.follower import Command, Follower, JointCommand
+from qwen_vla_ros.motion.groups import GRIPPING
 from qwen_vla_ros.msg import PolicyStatus
 
 from .cdr import Joints, PolicyWord
@@ -90,6 +92,14 @@ class Watchdog:
             end = begin + len(getattr(group, "joints", ()))
             self._parts[group.name] = slice(begin, end)
             begin = end
+        groups = [group for group in embodiment.actions if getattr(group, "joints", ())]
+        self._gripping = np.array(
+            [group.kind in GRIPPING for group in groups for _ in group.joints], dtype=bool
+        )
+        self._turning = np.array(
+            [joint in getattr(group, "continuous", ()) for group in groups for joint in group.joints],
+            dtype=bool,
+        )
         self._joint_trouble: Trouble | None = None
         self._looked = -math.inf
         self._in_controllers: Trouble | None = None
@@ -121,6 +131,8 @@ class Watchdog:
                 _compact([self._embodiment.joints.index(name) for name in known]),
             )
         chosen, places = self._places[names]
+        if not _count(places):
+            return  # of another device: nothing of ours
         values = np.asarray(message.position, dtype=float)[chosen]
         if not np.isfinite(values).all():
             broken = int(np.argmin(np.isfinite(values)))
@@ -136,7 +148,8 @@ class Watchdog:
         oldest = float(self._stamp.min())
         if not math.isnan(oldest):
             self._oldest, self._newest = oldest, float(self._stamp.max())
-            self._follower.joints.add(stamp, self._value)
+        # With the stamp of those that it tells: others may be later, or were earlier.
+        self._follower.joints.add(stamp, values, places)
 
     def hear_policy(self, message: PolicyStatus | PolicyWord) -> None:
         self.heartbeat.hear()
@@ -259,7 +272,11 @@ class Watchdog:
     def _find_astray(self) -> Trouble | None:
         if not self._max_tracking_error or not self._embodiment.joints:
             return None
-        error = np.abs(self._commanded_at_stamps() - self._value)
+        error = self._commanded_at_stamps() - self._value
+        # A driver may count turns, or not.
+        error = np.abs(np.where(self._turning, wrap(error), error))
+        # What grips is stopped by what it holds: that is its work.
+        error[self._gripping] = np.nan
         # NaN where nothing was commanded.
         if not np.fmax.reduce(error) > self._max_tracking_error:
             self._astray_since = math.nan
@@ -301,6 +318,10 @@ class Watchdog:
             if policy.state == PolicyState.STATE_WAITING and chunks:
                 return Trouble(policy.code or Result.CAMERA_STALE, policy.message, passing=True)
         return None
+
+
+def _count(places: Places) -> int:
+    return places.stop - places.start if isinstance(places, slice) else len(places)
 
 
 def _compact(places: list[int]) -> Places:

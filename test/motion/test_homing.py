@@ -45,7 +45,7 @@ def test_home_is_reached_at_rest(body: str, seed: int) -> None:
     duration = follower.start_home(0.0, 1.0)
     now = 0.0
     while not (now > 0 and follower.homed):
-        commands = follower.step_home(now)  # guarded: raises when a limit is broken
+        commands = follower.step_home()  # guarded: raises when a limit is broken
         now += follower.period
         assert now < duration + 1.0
     position = np.concatenate([c.position for c in commands if isinstance(c, JointCommand)])
@@ -63,7 +63,7 @@ def test_home_of_a_fraction_is_a_fraction() -> None:
     now = 0.0
     duration = follower.start_home(0.0, 1.0)
     while not (now > 0 and follower.homed):
-        command = follower.step_home(now)[1]
+        command = follower.step_home()[1]
         now += follower.period
         assert now < duration + 1.0
     assert isinstance(command, JointCommand)
@@ -74,7 +74,7 @@ def test_a_base_stays() -> None:
     follower = Follower(load_embodiment("tiago_base"))
     follower.pose.add(0.0, [0.0, 0.0, 0.0])
     follower.start_home(0.0, 0.5)
-    for command in follower.step_home(0.01):
+    for command in follower.step_home():
         assert (command.velocity == 0.0).all()
     assert follower.homed
 

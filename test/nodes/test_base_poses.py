@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, Twist
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, Quaternion, Twist
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from qwen_vla_ros.action import ExecuteTask
@@ -122,6 +122,9 @@ def test_every_message_holds_the_same_pose(kind):
     assert (type(message).__module__.split(".")[0], type(message).__name__) == (module, name)
     assert message.header.frame_id == "map"
     assert flat_pose(message) == pytest.approx([1.0, 2.0, math.pi / 2])
+    # An orientation that nobody set is none, and not one of 0.
+    odometry.pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
+    assert math.isnan(flat_pose(from_odometry(odometry, kind))[2])
 
 
 def test_there_is_a_message_for_every_type():

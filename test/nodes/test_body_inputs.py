@@ -145,7 +145,7 @@ def test_joint_states_that_share_names_are_told_apart_by_topic():
         position = [0.01 * number + 0.001 * k for k in range(len(driver))]
         watch.hear_joints(JointState(name=driver, position=position), names=names)
         values.update(zip(names, position, strict=True))
-    _, measured = follower.joints.newest
+    measured = follower.joints.latest
     np.testing.assert_allclose(measured, [values[name] for name in body.joints])
     assert watch.joint_age(1.0) == 1.0
     watch.hear_joints(JointState(name=[], position=[0.0]), names=names)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +23,7 @@ from sensor_msgs.msg import JointState
 from qwen_vla_ros.motion import rotations
 from qwen_vla_ros.motion.follower import BaseCommand, JointCommand, PathCommand
 from qwen_vla_ros.nodes import controllers, qos
-from qwen_vla_ros.nodes.controllers import ActionWriter, UnsupportedController, make_writer
+from qwen_vla_ros.nodes.controllers import ActionWriter, SetPoint, UnsupportedController, make_writer
 
 PERIOD = 0.01
 STAMP = Time(sec=7)
@@ -35,9 +37,9 @@ def group(kind, **fields):
     )
 
 
-def moved(position, velocity=1.0, pose=None):
+def moved(position, velocity=1.0, pose=None, twist=None):
     position = np.array(position, dtype=float)
-    return JointCommand("part", position, np.full(len(position), velocity), pose)
+    return JointCommand("part", position, np.full(len(position), velocity), pose, twist)
 
 
 @pytest.fixture
@@ -89,10 +91,11 @@ def test_messages_on_topics(told):
     assert (pose.pose.position.x, pose.pose.position.z, pose.header.frame_id) == (0.501, 0.298, "base")
     assert pose.pose.orientation.w == pytest.approx(turn[0])
     assert pose.pose.orientation.z == pytest.approx(turn[3])
+    still, turning = np.zeros(6), np.array([0.1, 0.0, -0.2, 0.0, 0.0, 0.2])
     twists = told(
         TwistStamped,
         "cartesian_twist",
-        [moved([0, 0], pose=poses[0]), moved([0, 0], pose=poses[1]), moved([0, 0], 0.0, poses[1])],
+        [moved([0, 0], pose=poses[0], twist=twist) for twist in (still, turning, still)],
     )
     values = [[t.twist.linear.x, t.twist.linear.z, t.twist.angular.z] for t in twists]
     np.testing.assert_allclose(values, [[0, 0, 0], [0.1, -0.2, 0.2], [0, 0, 0]], atol=1e-9)
@@ -104,29 +107,77 @@ def test_goals_hold_what_the_executor_said():
         GripperCommand=SimpleNamespace(Goal=lambda: SimpleNamespace(command=SimpleNamespace())),
         ParallelGripperCommand=SimpleNamespace(Goal=lambda: SimpleNamespace(command=JointState())),
     )
-    commands = [moved([0.1, 1.1]), moved([0.2, 1.2])]
-    goal = controllers._follow_joint_trajectory(
-        types, group("follow_joint_trajectory", names=None), PERIOD, commands
-    )
+    points = [SetPoint(moved([0.1, 1.1]), 0.01), SetPoint(moved([0.2, 1.2]), 0.02)]
+    goal = controllers._follow_joint_trajectory(types, group("follow_joint_trajectory", names=None), points)
     assert list(goal.trajectory.joint_names) == ["a", "b"]
     rows = [(list(p.positions), p.time_from_start.nanosec) for p in goal.trajectory.points]
     assert rows == [([0.1, 1.1], 10_000_000), ([0.2, 1.2], 20_000_000)]
-    one = [moved([0.03]), moved([0.02])]
-    goal = controllers._gripper_command(
-        types, group("gripper_command", joints=("a",), max_effort=5.0), PERIOD, one
-    )
+    one = [SetPoint(moved([0.03]), 0.01), SetPoint(moved([0.02]), 0.02)]
+    goal = controllers._gripper_command(types, group("gripper_command", joints=("a",), max_effort=5.0), one)
     assert (goal.command.position, goal.command.max_effort) == (0.02, 5.0)
-    goal = controllers._parallel_gripper_command(
-        types, group("parallel_gripper_command", joints=("a",)), PERIOD, one
-    )
+    goal = controllers._parallel_gripper_command(types, group("parallel_gripper_command", joints=("a",)), one)
     assert (list(goal.command.name), list(goal.command.position)) == (["a"], [0.02])
+
+
+@pytest.mark.parametrize("held_up", [0.0, 0.03, 0.25, math.inf])
+def test_goals_ask_for_no_speed_that_the_set_points_do_not_have(ros_node, monkeypatch, held_up):
+    """Whenever they are sent: a controller that goes straight from where it is to each point when it is due.
+
+    held_up: how late goals are sent at most [s]; for ever: only by `flush`, as within a transition.
+    """
+    clock, sent, late = [50.0], [], np.random.default_rng(3)
+    part = group("follow_joint_trajectory", joints=("a",), names=None)
+    types = SimpleNamespace(FollowJointTrajectory=ExecuteTask)
+    monkeypatch.setitem(
+        controllers._ACTIONS, part.controller.type, ("FollowJointTrajectory", lambda t, g, points: points)
+    )
+    writer = ros_node.executor.create_task(lambda: ActionWriter(ros_node, part, PERIOD, types))
+    while not writer.done():
+        time.sleep(0.01)
+    writer = writer.result()
+    node = SimpleNamespace(now=0.0, executor=SimpleNamespace(create_task=lambda call: None))
+    monkeypatch.setattr(writer, "_node", node)
+    monkeypatch.setattr(writer, "_now", lambda: node.now)
+    client = SimpleNamespace(
+        send_goal_async=lambda points: (
+            sent.append((node.now, points)) or SimpleNamespace(add_done_callback=id)
+        )
+    )
+    monkeypatch.setattr(writer, "_client", client)
+    due = math.inf
+    for tick in range(300):
+        node.now = clock[0] + tick * PERIOD
+        writer.write(moved([1.8 * min(tick, 250) * PERIOD]), STAMP)
+        if due == math.inf and writer._outbox and held_up < math.inf:
+            due = node.now + late.uniform(0.0, held_up)
+        if node.now >= due:
+            due = math.inf
+            writer.flush(rest=False)
+    writer.flush(rest=True)
+    # Of the controller: where it is, and the goal that it follows.
+    place, goal, speeds, step = 0.0, [], [], PERIOD / 10
+    times = np.arange(clock[0], clock[0] + 8.0, step)
+    coming = list(sent)
+    for now in times:
+        while coming and coming[0][0] <= now:
+            begun, points = coming.pop(0)
+            goal = [(begun, place), *((begun + p.after, p.command.position[0]) for p in points)]
+        if goal:
+            there = float(np.interp(now, *zip(*goal, strict=True)))
+            speeds.append(abs(there - place) / step)
+            place = there
+    assert place == pytest.approx(1.8 * 2.5)
+    assert max(speeds) < 1.8 * 1.1
+    wait = ros_node.executor.create_task(lambda: ros_node.destroy_timer(writer._timer))
+    while not wait.done():
+        time.sleep(0.01)
 
 
 def test_an_action_gets_few_goals_the_last_one_too_and_a_refusal_is_noticed(ros_node, wait_for, monkeypatch):
     """The stream of goals, over DDS, with an action that exists here in place of control_msgs'."""
 
-    def make(types, group, period, commands):
-        return ExecuteTask.Goal(time_limit=float(commands[-1].position[0]))
+    def make(types, group, points):
+        return ExecuteTask.Goal(time_limit=float(points[-1].command.position[0]))
 
     monkeypatch.setitem(controllers._ACTIONS, "gripper_command", ("GripperCommand", make))
     goals, welcome = [], [True]

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the executor does after faults that no healthy process shows: its parts, fed by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from qwen_vla_ros.msg import ActionChunk
+from rclpy.time import Time
+from std_srvs.srv import SetBool, Trigger
+
+from qwen_vla_ros.embodiment import load_embodiment
+from qwen_vla_ros.motion.follower import BaseCommand, Command, Follower, MotionError
+from qwen_vla_ros.nodes import conductor as conducting
+from qwen_vla_ros.nodes import lifecycle
+from qwen_vla_ros.nodes.cdr import Header, Joints, PolicyWord, Stamp
+from qwen_vla_ros.nodes.conductor import Conductor, Patience
+from qwen_vla_ros.nodes.constants import PolicyState, State
+from qwen_vla_ros.nodes.goals import ActiveTask
+from qwen_vla_ros.nodes.services import Services
+from qwen_vla_ros.nodes.watchdog import Result, Trouble, Watchdog
+
+
+class Node:
+    """A clock, a log, and services that are called by hand."""
+
+    active = True
+
+    def __init__(self) -> None:
+        self.now = 10000.0
+        self.log: list[str] = []
+
+    def stamp(self, time: float) -> Any:
+        return Time(nanoseconds=round(time * 1e9)).to_msg()
+
+    def get_logger(self) -> Any:
+        say = lambda text, **_: self.log.append(text)  # noqa: E731
+        return SimpleNamespace(info=say, warning=say, error=say, fatal=say)
+
+    def create_service(self, kind: Any, name: str, call: Any) -> None:
+        setattr(self, name.removeprefix("~/"), call)
+
+
+class Writer:
+    stamped = connected = True
+    kind = topic = "test"
+
+    def __init__(self) -> None:
+        self.sent: list[Command] = []
+        self.flushed: list[bool] = []
+
+    def write(self, command: Command, stamp: Any) -> None:
+        self.sent.append(command)
+
+    def flush(self, rest: bool) -> None:
+        self.flushed.append(rest)
+
+
+class Goal:
+    is_cancel_requested = False
+
+    def __init__(self) -> None:
+        self.result: Any = None
+
+    def execute(self, report: Any) -> None:
+        self.result = report(SimpleNamespace(succeed=int, canceled=int, abort=int, is_cancel_requested=False))
+
+
+class Robot:
+    """A robot that does what it is told, unless `follows` is false."""
+
+    def __init__(self, body: str = "franka_panda", tracking: float = 0.5) -> None:
+        self.body = load_embodiment(body)
+        self.node = Node()
+        self.follower = Follower(self.body)
+        self.writers = {group.name: Writer() for group in self.body.actions}
+        self.watchdog = Watchdog(self.body, self.follower, self.writers, tracking, 0.07)
+        self.conductor = Conductor(
+            self.node,
+            self.follower,
+            self.watchdog,
+            self.writers,
+            SimpleNamespace(refused=0, accepted=lambda *_: None, commanded=lambda *_: None),
+            SimpleNamespace(task=lambda *_: None, status=lambda *_: None, feedback=lambda *_: None),
+            Patience(start=5.0, chunk=10.0, recovery=2.0),
+        )
+        self.services = Services(self.node, self.conductor, 0.25, SimpleLock())
+        posture = [self.body.posture()[name] for name in self.body.joints]
+        for group, part in self._parts():
+            if getattr(group, "unit", "") == "fraction":
+                closed, opened = group.opening.T
+                posture[part] = closed + (opened - closed) * np.array(posture[part])
+        self.joints, self.pose = np.array(posture, dtype=float), [0.0, 0.0, 0.0]
+        self.follows = self.reports = True
+        self._sequence = self._task = 0
+
+    def _parts(self):
+        begin = 0
+        for group in self.body.actions:
+            end = begin + len(getattr(group, "joints", ()))
+            yield group, slice(begin, end)
+            begin = end
+
+    @property
+    def sent(self) -> int:
+        return sum(len(writer.sent) for writer in self.writers.values())
+
+    def say_joints(
+        self, joints: np.ndarray, names: tuple[str, ...] | None = None, stamp: float | None = None
+    ) -> None:
+        stamped = self.node.stamp(self.node.now if stamp is None else stamp)
+        header = Header(Stamp(stamped.sec, stamped.nanosec))
+        self.watchdog.hear_joints(Joints(header, names or self.body.joints, np.asarray(joints, dtype=float)))
+
+    def goal(self, limit: float = 60.0) -> Goal:
+        self._task += 1
+        goal = Goal()
+        self.conductor.begin(ActiveTask(goal, self._task, "go", self.node.now, limit))
+        return goal
+
+    def chunk(self, shift: float = 0.0, base: float = 0.0) -> None:
+        """Rows that move every joint by `shift` from where it is, and a base at a speed."""
+        rows = np.zeros((self.body.horizon, self.body.layout.count))
+        for group, part in self._parts():
+            columns = self.body.layout.slice_of(group.name)
+            if group.kind == "joint_position":
+                rows[:, columns] = self.joints[part] + shift
+            elif group.kind == "base_velocity":
+                rows[:, columns] = base, 0.0
+            else:
+                rows[:, columns] = 1.0 if group.unit == "fraction" else self.joints[part]
+        self._sequence += 1
+        message = ActionChunk(
+            embodiment=self.body.name,
+            channels=list(self.body.layout.names),
+            step=1 / self.body.control_rate,
+            horizon=len(rows),
+            task_id=self._task,
+            sequence=self._sequence,
+            data=rows.ravel().tolist(),
+        )
+        message.header.stamp = self.node.stamp(self.node.now)
+        self.conductor.hear_chunk(message)
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Periods of the loop, one at least."""
+        for _ in range(max(1, round(seconds / self.follower.period))):
+            self.node.now += self.follower.period
+            for group, part in self._parts():
+                writer = self.writers[group.name]
+                if self.follows and writer.sent and part.stop > part.start:
+                    self.joints[part] = writer.sent[-1].position
+            if self.reports:
+                self.say_joints(self.joints)
+                self.follower.pose.add(self.node.now, self.pose)
+            task = self.conductor.task
+            self.watchdog.hear_policy(
+                PolicyWord(PolicyState.STATE_RUNNING, 0, "", self.body.name, task.task_id if task else 0)
+            )
+            self.watchdog.heartbeat.look()
+            self.conductor.tick()
+
+    def move(self, shift: float = 0.3, base: float = 0.0, chunks: int = 1) -> Goal:
+        """A task that is in motion."""
+        goal = self.goal()
+        self.tick()
+        for _ in range(chunks):
+            self.chunk(shift, base)
+            self.tick(0.6 * min(0.8, self.body.horizon / self.body.control_rate))
+        assert self.conductor.state == State.STATE_RUNNING
+        assert not self.follower.resting
+        return goal
+
+    def break_planner(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> None:
+            raise MotionError("the planner of the arm failed")
+
+        for name in ("step", "brake", "go_on", "prepare"):
+            monkeypatch.setattr(self.follower._moved.tracker, name, fail)
+
+    def ask(self, name: str, kind: Any = Trigger, **fields: Any) -> tuple[bool, str]:
+        answer = getattr(self.node, name)(kind.Request(**fields), kind.Response())
+        return answer.success, answer.message
+
+
+class SimpleLock:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def test_a_fault_of_the_arms_brakes_the_base(monkeypatch):
+    robot = Robot("mobile_aloha")
+    goal = robot.move(0.1, base=0.4, chunks=4)
+    base = next(w for n, w in robot.writers.items() if isinstance(w.sent[-1], BaseCommand))
+    assert base.sent[-1].velocity[0] > 0.1
+    robot.break_planner(monkeypatch)
+    arms = robot.sent - len(base.sent)
+    robot.tick(2.0)
+    assert robot.conductor.state == State.STATE_FAULT
+    assert goal.result.code == Result.CHUNK_INVALID
+    assert base.sent[-1].velocity.tolist() == [0.0, 0.0]
+    assert robot.sent - len(base.sent) == arms
+    told = len(base.sent)
+    robot.tick(0.5)
+    assert len(base.sent) == told, "at rest there is nothing to say"
+
+
+def test_an_end_within_a_fault_is_an_end(monkeypatch):
+    """Deactivated in motion while the planner fails: the goal ends, the base is braked, the latch stays."""
+    robot = Robot("mobile_aloha")
+    goal = robot.move(0.1, base=0.4, chunks=4)
+    robot.break_planner(monkeypatch)
+    monkeypatch.setattr(conducting.time, "sleep", lambda _: None)
+    robot.conductor.end_at_once(Trouble(Result.EXECUTOR_SHUTDOWN, "deactivated"))
+    assert goal.result is not None
+    assert robot.conductor.state == State.STATE_FAULT
+    assert (
+        next(w for w in robot.writers.values() if isinstance(w.sent[-1], BaseCommand)).sent[-1].velocity[0]
+        == 0.0
+    )
+    # What waits in actions is sent: nobody will come to it any more.
+    assert all(writer.flushed[-1] for writer in robot.writers.values())
+
+
+def test_the_latch_of_a_fault_outlives_deactivation(monkeypatch):
+    robot = Robot()
+    robot.move()
+    with monkeypatch.context() as patch:
+        robot.break_planner(patch)
+        robot.tick()
+    robot.conductor.end_at_once(Trouble(Result.EXECUTOR_SHUTDOWN, "deactivated"))
+    assert robot.conductor.refusal is not None
+    robot.joints[0] += 0.5  # moved by hand
+    robot.follows = False
+    sent = robot.sent
+    robot.tick(0.2)
+    assert robot.sent == sent
+    assert robot.ask("reset") == (True, "ready")
+    robot.goal()
+    robot.tick(0.2)
+    robot.chunk()
+    robot.tick()
+    first = robot.writers["arm"].sent[sent // 2]
+    assert first.position == pytest.approx(robot.joints[:7], abs=0.01)
+
+
+def test_a_clock_that_stood_leaves_nothing_in_motion(monkeypatch):
+    robot = Robot("mobile_aloha")
+    goal = robot.move(0.1, base=0.4, chunks=4)
+    wall = [0.0]
+    monkeypatch.setattr(conducting.time, "monotonic", lambda: wall[0])
+    robot.conductor.say()
+    wall[0] = 10.0
+    robot.conductor.say()
+    assert goal.result.code == Result.JOINT_STATE_STALE
+    base = next(w for w in robot.writers.values() if isinstance(w.sent[-1], BaseCommand))
+    # The clock goes on with the robot elsewhere, as when a simulation was started anew.
+    robot.follows = False
+    robot.joints[:3] += 0.5
+    joints = robot.sent - len(base.sent)
+    robot.tick(2.0)
+    assert base.sent[-1].velocity[0] == 0.0
+    assert robot.sent - len(base.sent) == joints, "joints are told nothing that leads on from the old place"
+    robot.goal()
+    robot.tick(0.1)
+    robot.chunk()
+    robot.tick()
+    arm = next(iter(robot.writers.values()))
+    assert arm.sent[-1].position[:3] == pytest.approx(robot.joints[:3], abs=0.02)
+
+
+@pytest.mark.parametrize("by", ["hand", "driver"])
+def test_a_robot_that_was_moved_within_a_task_goes_on_from_where_it_is(by):
+    robot = Robot()
+    robot.move()
+    if by == "hand":
+        assert robot.ask("pause")[0]
+        robot.tick(1.0)
+        assert robot.conductor.state == State.STATE_HOLDING
+    else:
+        robot.reports = False
+        robot.tick(1.0)
+        assert robot.conductor.state == State.STATE_STOPPED
+        robot.reports = True
+    robot.follows = False
+    robot.joints[0] -= 0.8
+    if by == "hand":
+        robot.tick(0.5)
+        assert robot.ask("resume")[0]
+    sent = len(robot.writers["arm"].sent)
+    robot.tick()
+    robot.chunk()
+    robot.tick()
+    first = robot.writers["arm"].sent[sent]
+    assert first.position[0] == pytest.approx(robot.joints[0], abs=0.01)
+    assert any("moved by others" in line for line in robot.node.log)
+
+
+def test_a_clock_that_goes_back_leaves_limits_of_time_in_force():
+    robot = Robot()
+    goal = robot.goal(limit=5.0)
+    robot.tick(2.0)
+    robot.node.now -= 3600.0
+    robot.tick(4.0)
+    assert goal.result.code == Result.TIME_LIMIT
+    assert any("went back by 3599.99" in line for line in robot.node.log)
+
+
+def test_stop_does_not_take_a_robot_out_of_other_hands():
+    robot = Robot()
+    robot.tick()
+    assert robot.ask("take_over", SetBool, data=True) == (True, "yours")
+    taken, why = robot.ask("stop")
+    assert not taken
+    assert "other hands" in why
+    assert robot.conductor.state == State.STATE_YIELDED
+    assert not robot.ask("reset")[0]
+    assert robot.ask("take_over", SetBool, data=False) == (True, "taken back")
+
+
+def capture(robot: Robot) -> float:
+    """The first joint, which moves at 1 rad/s, as seen 0.25 s before."""
+    for _ in range(100):
+        robot.node.now += 0.01
+        angle = robot.node.now - 10000.0
+        yield angle
+    joints, _ = robot.follower._measured.at(robot.node.now - 0.25)
+    yield joints[0]
+
+
+@pytest.mark.parametrize("foreign", ["none", "unstamped", "late"])
+def test_other_devices_on_the_topic_do_not_shift_what_was_seen(foreign):
+    robot = Robot()
+    steps = capture(robot)
+    for _ in range(100):
+        robot.joints[0] = next(steps)
+        robot.say_joints(robot.joints)
+        if foreign != "none":
+            robot.say_joints([1.0], ("conveyor",), 0.0 if foreign == "unstamped" else robot.node.now - 1.0)
+    assert next(steps) == pytest.approx(0.75, abs=0.011)
+    assert robot.watchdog.find_in_robot(robot.node.now) is None
+
+
+def test_an_arm_that_is_told_late_is_seen_where_it_was():
+    robot = Robot("mobile_aloha_eef")
+    names, half = robot.body.joints, len(robot.body.joints) // 2
+    for _ in range(100):
+        robot.node.now += 0.01
+        angle = robot.node.now - 10000.0
+        robot.say_joints([angle, *robot.joints[1:half]], names[:half])
+        robot.say_joints(robot.joints[half:], names[half:], robot.node.now - 0.2)
+    joints, _ = robot.follower._measured.at(robot.node.now - 0.25)
+    assert joints[0] == pytest.approx(0.75, abs=0.011)
+
+
+def test_a_joint_without_end_is_not_astray_by_a_turn():
+    robot = Robot("kinova_gen3")
+    robot.joints[0] = 3.0
+    robot.goal()
+    robot.tick()
+    robot.follows = False  # the driver counts from -pi to pi
+    commanded = robot.writers[robot.body.actions[0].name]
+    for _ in range(400):
+        if not robot.node.log or robot.conductor._pending is None:
+            robot.chunk(0.6 if robot.joints[0] > 0 else 0.0)
+        robot.tick()
+        if commanded.sent:
+            robot.joints[:7] = (commanded.sent[-1].position + math.pi) % (2 * math.pi) - math.pi
+    assert robot.joints[0] < 0.0
+    assert robot.conductor.task is not None, robot.node.log
+
+
+@pytest.mark.parametrize("body", ["so101", "ur5e", "xarm7"])
+def test_fingers_that_hold_something_are_not_astray(body):
+    robot = Robot(body)
+    gripper = next(group for group in robot.body.actions if group.kind == "gripper")
+    part = next(part for group, part in robot._parts() if group is gripper)
+    robot.move()
+    robot.follows = False
+    for _ in range(round(2.0 / robot.follower.period)):
+        for group, own in robot._parts():
+            robot.joints[own] = robot.writers[group.name].sent[-1].position
+        robot.joints[part] += 0.62  # stopped by what they hold
+        if robot.conductor._pending is None and robot.follower.timeline.remaining(robot.node.now) < 0.5:
+            robot.chunk()
+        robot.tick()
+    assert robot.conductor.task is not None, robot.node.log
+
+
+@pytest.mark.usefixtures("ros_environment")
+def test_a_callback_that_fails_twice_does_not_cut_the_ramp(monkeypatch):
+    seen: list[str] = []
+
+    class Body(lifecycle.BodyNode):
+        def __init__(self) -> None:
+            super().__init__("twice")
+            self.turns = 0
+            self.create_timer(0.01, self._raise)
+
+        def _raise(self) -> None:
+            seen.append("raised")
+            raise RuntimeError("callback")
+
+        def autostart(self) -> None: ...
+
+        def prepare_end(self) -> None:
+            seen.append("prepare_end")
+
+        @property
+        def busy(self) -> bool:
+            self.turns += 1
+            return self.turns < 10
+
+        def trigger_shutdown(self) -> None:
+            seen.append("shutdown")
+
+    monkeypatch.setattr(lifecycle, "gc", SimpleNamespace(collect=int, freeze=int, unfreeze=int))
+    monkeypatch.setattr(lifecycle.signal, "signal", lambda *_: None)
+    assert lifecycle.run(Body) == 1
+    assert seen[-1] == "shutdown"
+    assert seen.count("raised") >= 2
