@@ -253,6 +253,7 @@ def known_views(subject: Subject) -> Iterator[Finding]:
                 f"rename it to {close[0]!r}"
                 if close
                 else "rename it, leave the camera out, or train with it",
+                warning=not camera.required,  # the policy leaves it out
             )
 
 

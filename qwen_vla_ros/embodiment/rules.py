@@ -27,6 +27,7 @@ def find_faults(data: Any) -> Iterator[Fault]:
         if isinstance(group, dict)
     ]
     yield from _prompt(data)
+    yield from _prompt_state(data, groups)
     yield from _times(data)
     yield from _cameras(data)
     yield from _channels(groups)
@@ -96,6 +97,24 @@ def _prompt(data: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(path, f"the slot {{{slot}}}", f"only {known}")
     if "ori_instruction" not in slots:
         yield Fault(path, "no slot {ori_instruction}", "a template with the slot {ori_instruction}")
+
+
+def _prompt_state(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    if _dict(data.get("prompt")).get("state") is not True:
+        return
+    # The state is absolute; in quantiles of changes it would always be in the first or the last bin.
+    relative = [
+        f"actions[{path[1]}]"
+        for path, group in groups
+        if group.get("kind") in ("eef_delta", "waypoint")
+        or group.get("reference") in ("chunk_start", "previous_step")
+    ]
+    if relative:
+        yield Fault(
+            ("prompt", "state"),
+            f"true, with relative actions in {', '.join(relative)}",
+            "false, or reference: absolute in every group: the bins of the state are those of its actions",
+        )
 
 
 def _times(data: dict[str, Any]) -> Iterator[Fault]:

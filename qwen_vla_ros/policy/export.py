@@ -84,8 +84,8 @@ def export_onnx(
             loaded.statistics,
             processor.views,
         )
-        observation = serving.blank(body, {c.view: processor.config.size_of(c.view) for c in body.cameras})
-        every = tuple(camera.view for camera in body.cameras)
+        every = serving.known_views(body, processor.views)
+        observation = serving.blank(body, {view: processor.config.size_of(view) for view in every})
         needed = tuple(camera.view for camera in body.cameras if camera.required)
         for views in dict.fromkeys((every, needed)):
             prompt = render_prompt(

@@ -36,6 +36,7 @@ class _Configured:
     embodiment: Embodiment
     statistics: Statistics
     mask: torch.Tensor  # (1, H, K)
+    views: tuple[str, ...]  # that the model knows
 
 
 def usable_cpus() -> int:
@@ -140,12 +141,13 @@ class LocalPolicy:
             self._processor.views,
         )
         before = self._configured, self._engine
+        views = serving.known_views(embodiment, self._processor.views)
         self._configured = _Configured(
-            embodiment, statistics, torch.from_numpy(mask)[None].to(self._model.device)
+            embodiment, statistics, torch.from_numpy(mask)[None].to(self._model.device), views
         )
         self._engine = None
         try:
-            sizes = {c.view: self._processor.config.size_of(c.view) for c in embodiment.cameras}
+            sizes = {view: self._processor.config.size_of(view) for view in views}
             observation = serving.blank(embodiment, sizes)
             if self._with_engine:
                 self._engine = self._make_engine(self._configured, observation)
@@ -156,8 +158,7 @@ class LocalPolicy:
             raise
 
     def _make_engine(self, configured: _Configured, observation: Observation) -> Engine | None:
-        body = configured.embodiment
-        views = tuple(camera.view for camera in body.cameras)
+        body, views = configured.embodiment, configured.views
         prompt = render_prompt(
             body, observation.instruction, observation.state, statistics=configured.statistics, views=views
         )
@@ -199,7 +200,7 @@ class LocalPolicy:
     ) -> NDArray[np.float32]:
         configured = self._ready()
         embodiment = configured.embodiment
-        views = serving.views_of(embodiment, observation)
+        views = serving.views_of(embodiment, observation, configured.views)
         try:
             prompt = render_prompt(
                 embodiment,

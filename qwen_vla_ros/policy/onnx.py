@@ -113,6 +113,7 @@ class OnnxPolicy:
         self._sessions: dict[str, Any] = {}
         self._graphs: dict[tuple[str, ...], _Graph] = {}
         self._body: Embodiment | None = None
+        self._views: tuple[str, ...] = ()  # of the body, that the model knows
         self._own: Statistics | None = None
         self._mask = np.zeros((0, 0), dtype=np.float32)
         # Tokens change with the instruction only, not with the image.
@@ -189,7 +190,7 @@ class OnnxPolicy:
             self._statistics,
             self._preparation.views,
         )
-        views = tuple(camera.view for camera in embodiment.cameras)
+        views = serving.known_views(embodiment, self._preparation.views)
         needed = tuple(camera.view for camera in embodiment.cameras if camera.required)
         entries = {tuple(entry["views"]): entry for entry in manifest["graphs"]}
         if views not in entries:
@@ -208,15 +209,15 @@ class OnnxPolicy:
             for key, entry in entries.items()
             if key in (views, needed)
         }
-        before = self._body, self._own, self._mask, self._graphs
-        self._body, self._own, self._graphs = embodiment, statistics, graphs
+        before = self._body, self._own, self._mask, self._graphs, self._views
+        self._body, self._own, self._graphs, self._views = embodiment, statistics, graphs, views
         self._mask = mask.astype(np.float32)
         try:
             config = self._preparation.config
             for _ in range(WARM_UP_RUNS):
                 self.infer(serving.blank(embodiment, {view: config.size_of(view) for view in views}), seed=0)
         except BaseException:
-            self._body, self._own, self._mask, self._graphs = before
+            self._body, self._own, self._mask, self._graphs, self._views = before
             raise
 
     def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -232,7 +233,7 @@ class OnnxPolicy:
         assert body is not None
         if plan is not None and plan.known > 0:
             raise PolicyError("plan: backend onnx cannot continue one; take backend eager, or no plan")
-        views = serving.views_of(body, observation)
+        views = serving.views_of(body, observation, self._views)
         graph = self._graphs.get(views)
         if graph is None:
             raise ObservationError(

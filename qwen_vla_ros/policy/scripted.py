@@ -93,7 +93,7 @@ class ScriptedPolicy:
         if self._embodiment is None:
             raise PolicyError("policy: no embodiment is configured; call configure() first")
         body = self._embodiment
-        serving.views_of(body, observation)
+        serving.views_of(body, observation, self.info.views)
         moving = self._named(observation.instruction)
         step = 1.0 / body.control_rate
         since = self._since(observation) + step * np.arange(body.horizon + 1)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,13 @@ from numpy.typing import NDArray
 
 from qwen_vla_ros.embodiment import Embodiment, EmbodimentError, Statistics, resolve_statistics
 from qwen_vla_ros.policy.interface import Observation, ObservationError, PolicyError
+
+LOG = logging.getLogger(__name__)
+
+
+def known_views(embodiment: Embodiment, views: Collection[str]) -> tuple[str, ...]:
+    """Views of the body that a model knows, in the body's order. views: of the model."""
+    return tuple(camera.view for camera in embodiment.cameras if camera.view in views)
 
 
 def fit(
@@ -21,7 +29,7 @@ def fit(
     statistics: Mapping[str, Mapping[str, Any]],
     views: list[str],
 ) -> tuple[NDArray[np.bool_], Statistics]:
-    """Check a body against a model.
+    """Check a body against a model, and log which of its views are not used.
 
     Args:
         source: Where the model came from, for messages.
@@ -56,20 +64,32 @@ def fit(
     faults += [
         f"cameras: view {camera.view!r}: the checkpoint knows only {', '.join(views) or 'none'}"
         for camera in embodiment.cameras
-        if camera.view not in views
+        if camera.required and camera.view not in views
     ]
     if faults or mask is None or own is None:
         listed = "\n  ".join(faults)
         raise PolicyError(f"{source}: cannot serve embodiment {embodiment.name!r}:\n  {listed}")
+    known = known_views(embodiment, views)
+    for camera in embodiment.cameras:
+        if camera.view not in known:
+            LOG.warning(
+                "embodiment %s: view %r is not used: %s does not know it",
+                embodiment.name,
+                camera.view,
+                source,
+            )
     return mask, own
 
 
-def views_of(embodiment: Embodiment, observation: Observation) -> tuple[str, ...]:
-    """Views of the body that the observation has, in order. Raises ObservationError where one is missing."""
+def views_of(embodiment: Embodiment, observation: Observation, views: Sequence[str]) -> tuple[str, ...]:
+    """Those of `views`, from `known_views`, that the observation has, in order.
+
+    Raises ObservationError where one is missing that the body requires.
+    """
     absent = [c.view for c in embodiment.cameras if c.required and c.view not in observation.images]
     if absent:
         raise ObservationError(f"observation: no image of view {', '.join(map(repr, absent))}")
-    return tuple(c.view for c in embodiment.cameras if c.view in observation.images)
+    return tuple(view for view in views if view in observation.images)
 
 
 def blank(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]]) -> Observation:

@@ -33,6 +33,14 @@ class Chunker:
     mapping: Mapping
     stride: int
 
+    def frames_for(self, rows: int) -> int:
+        """Frames of the shortest episode that holds a chunk of so many rows."""
+        return rows * self.stride + any(source.measured for source in self.mapping.sources)
+
+    def beginnings(self, episode: Episode) -> int:
+        """How many frames, from the first on, have a chunk of at least one row within the episode."""
+        return max(0, episode.length - self.frames_for(1) + 1)
+
     def chunks(self, episode: Episode, frames: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
         """Chunks that begin at `frames` (n,).
 
@@ -180,7 +188,7 @@ def stride_of(dataset: LeRobotFolder, embodiment: Embodiment) -> int:
 
 def check_lengths(dataset: LeRobotFolder, chunker: Chunker) -> None:
     """Raises TrainingError that names an episode without one whole chunk."""
-    needed = chunker.embodiment.horizon * chunker.stride
+    needed = chunker.frames_for(chunker.embodiment.horizon)
     short = [episode for episode in dataset.episodes if episode.length < needed]
     if short:
         raise TrainingError(
@@ -218,28 +226,55 @@ def check_rows(rows: Array, embodiment: Embodiment, dataset: LeRobotFolder) -> N
     """
     faults = []
     for group in embodiment.actions:
-        part = embodiment.layout.slice_of(group.name)
-        bounds = []
+        values = rows[:, embodiment.layout.slice_of(group.name)]
         if group.normalisation is not None:
             pair = (np.array(group.normalisation.q01), np.array(group.normalisation.q99))
-            bounds.append(("normalisation", *pair, 0.5 * (pair[1] - pair[0])))
+            faults += _outside(group, values, "", "normalisation", *pair, 0.5 * (pair[1] - pair[0]))
         if is_joint(group) and getattr(group, "reference", "") == "absolute":
-            low, high = group.limits.position.T  # type: ignore[union-attr]
-            bounds.append(("limits.position", low, high, 0.02 * (high - low)))
+            faults += _outside_positions(group, values, "")
         if getattr(group, "reference", "") == "previous_step":
             most = _HASTE * _speeds(group) / embodiment.control_rate
-            bounds.append(
-                (f"changes at {_HASTE:g} x limits.velocity at most,", -most, most, np.zeros(group.count))
-            )
-        for name, low, high, margin in bounds:
-            values = rows[:, part]
-            outside = ((values < low - margin) | (values > high + margin)).mean(axis=0)
-            for k in np.flatnonzero(outside > _OUTSIDE):
-                faults.append(
-                    f"{group.name}/{group.channels[k]}: found values of {values[:, k].min():.4g} to "
-                    f"{values[:, k].max():.4g}, expected {name} of {low[k]:.4g} to {high[k]:.4g} "
-                    f"[{group.units[k]}]"
-                )
+            name = f"changes at {_HASTE:g} x limits.velocity at most,"
+            faults += _outside(group, values, "", name, -most, most, np.zeros(group.count))
+    _refuse(faults, embodiment, dataset)
+
+
+def check_positions(chunker: Chunker, episodes: list[Episode], dataset: LeRobotFolder) -> None:
+    """Compare the positions that relative rows of joints are computed from with the joints' limits.
+
+    Differences are small in any unit, so the rows themselves do not tell degrees from radians. Raises as
+    `check_rows`.
+    """
+    faults = []
+    for source in chunker.mapping.sources:
+        relative = getattr(source.group, "reference", "absolute") != "absolute"
+        if not (is_joint(source.group) and relative and source.reference == "absolute"):
+            continue
+        for feature, read in {source.feature: source.values, source.state: source.states}.items():
+            values = np.concatenate([read(episode.columns) for episode in episodes])
+            faults += _outside_positions(source.group, values, f" in {feature!r}")
+    _refuse(faults, chunker.embodiment, dataset)
+
+
+def _outside_positions(group: Group, values: Array, where: str) -> list[str]:
+    low, high = group.limits.position.T  # type: ignore[attr-defined]
+    return _outside(group, values, where, "limits.position", low, high, 0.02 * (high - low))
+
+
+def _outside(
+    group: Group, values: Array, where: str, name: str, low: Array, high: Array, margin: Array
+) -> list[str]:
+    """A line for each channel that often is further than a margin (c,) beyond low or high. values: (n, c)."""
+    outside = ((values < low - margin) | (values > high + margin)).mean(axis=0)
+    return [
+        f"{group.name}/{group.channels[k]}: found values of {values[:, k].min():.4g} to "
+        f"{values[:, k].max():.4g}{where}, expected {name} of {low[k]:.4g} to {high[k]:.4g} "
+        f"[{group.units[k]}]"
+        for k in np.flatnonzero(outside > _OUTSIDE)
+    ]
+
+
+def _refuse(faults: list[str], embodiment: Embodiment, dataset: LeRobotFolder) -> None:
     if faults:
         listed = "\n  ".join(faults)
         raise TrainingError(
@@ -258,8 +293,15 @@ def _speeds(group: Group) -> Array:
 
 
 def quantile_statistics(rows: Array, embodiment: Embodiment, floor: float) -> Statistics:
-    """q01 and q99 per channel, at least `floor` apart; a group's own `normalisation` in its place."""
+    """q01 and q99 per channel, at least `floor` apart; a group's own `normalisation` in its place.
+
+    Of a channel that hardly moves but for rare values, such as a gripper that seldom closes, the smallest and
+    the largest value stand in their place: what is clipped cannot be learnt.
+    """
     low, high = np.quantile(rows, 0.01, axis=0), np.quantile(rows, 0.99, axis=0)
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    rare = (high - low < floor) & (most - least >= floor)
+    low, high = np.where(rare, least, low), np.where(rare, most, high)
     missing = np.maximum(0.0, floor - (high - low)) / 2
     low, high = low - missing, high + missing
     for group in embodiment.actions:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +13,7 @@ from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.mapping import MappingConfiguration
 
 Share = Field(ge=0.0, le=1.0)
+Positive = Annotated[float, Field(gt=0.0)]
 Quantile = Literal["minimum", "q001", "q01", "q99", "q999", "maximum"]
 
 
@@ -66,8 +67,8 @@ class FlowConfiguration(_Strict):
     """Fields of the model's FlowConfig that training decides."""
 
     tau_distribution: Literal["beta", "sigmoid_normal"] = "beta"
-    tau_beta: tuple[float, float] = (1.0, 1.5)
-    tau_normal: tuple[float, float] = (0.0, 1.0)
+    tau_beta: tuple[Positive, Positive] = (1.0, 1.5)
+    tau_normal: tuple[float, Positive] = (0.0, 1.0)
     padding_noise: Literal["full", "zero"] = "full"
     prefix_rows: int = Field(default=0, ge=0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -63,22 +63,24 @@ class RecordedChunks:
         self.chunker = chunks.Chunker(embodiment, self.mapping, chunks.stride_of(dataset, embodiment))
         if configuration.short_episodes == "refuse":
             chunks.check_lengths(dataset, self.chunker)
-        elif configuration.short_episodes == "skip":
-            needed = embodiment.horizon * self.chunker.stride
-            dataset.episodes = [episode for episode in dataset.episodes if episode.length >= needed]
-            if not dataset.episodes:
-                raise TrainingError(f"{dataset.folder}: no episode of {needed} frames or more")
+        # Whatever is masked, a chunk without any row teaches nothing.
+        rows = 1 if configuration.short_episodes == "mask" else embodiment.horizon
+        needed = self.chunker.frames_for(rows)
+        dataset.episodes = [episode for episode in dataset.episodes if episode.length >= needed]
+        if not dataset.episodes:
+            raise TrainingError(f"{dataset.folder}: no episode of {needed} frames or more")
         dataset.read(self.mapping.features, self.mapping.cameras.values())
         self._check_tasks()
         self.training, self.validation = chunks.split(
             dataset.episodes, configuration.validation.share, configuration.seed
         )
-        rows = chunks.sample_rows(self.chunker, self.training)
-        chunks.check_rows(rows, embodiment, dataset)
-        self.statistics: Statistics = chunks.quantile_statistics(rows, embodiment, configuration.floor)
+        sampled = chunks.sample_rows(self.chunker, self.training)
+        chunks.check_rows(sampled, embodiment, dataset)
+        chunks.check_positions(self.chunker, self.training, dataset)
+        self.statistics: Statistics = chunks.quantile_statistics(sampled, embodiment, configuration.floor)
         self.views = tuple(self.mapping.cameras)
         self._ids: dict[str, list[int]] = {}
-        self._starts = np.cumsum([0] + [episode.length for episode in self.training])
+        self._starts = np.cumsum([0, *map(self.chunker.beginnings, self.training)])
 
     def _check_tasks(self) -> None:
         for index, text in self.dataset.tasks.items():
@@ -96,14 +98,18 @@ class RecordedChunks:
                 raise TrainingError(f"{self.dataset.folder}: task {index}: {error}") from error
 
     def draw(self, rng: np.random.Generator, count: int) -> Samples:
-        """Frames of the training episodes at random."""
+        """Frames of the training episodes at random, of those whose chunk has a row within its episode."""
         rows = rng.integers(self._starts[-1], size=count)
         owners = np.searchsorted(self._starts, rows, "right") - 1
         return [(self.training[i], int(row - self._starts[i])) for i, row in zip(owners, rows, strict=True)]
 
     def spread(self, count: int) -> Samples:
-        """Frames of the validation episodes, evenly."""
-        every = [(episode, frame) for episode in self.validation for frame in range(episode.length)]
+        """Frames of the validation episodes, evenly, of those whose chunk has a row within its episode."""
+        every = [
+            (episode, frame)
+            for episode in self.validation
+            for frame in range(self.chunker.beginnings(episode))
+        ]
         if not every:
             return []
         chosen = np.unique(np.linspace(0, len(every) - 1, min(count, len(every))).astype(int))
@@ -170,6 +176,24 @@ def _augment(
             part += augment.noise * torch.from_numpy(rng.standard_normal(part.shape, dtype=np.float32))
         part.clamp_(-1.0, 1.0)
         start += size
+
+
+def training_bytes(parameters: Iterable[nn.Parameter], ema: bool, half: bool) -> int:
+    """Memory of weights, gradients, both moments and, with `ema`, the average, without activations [bytes].
+
+    half: frozen weights are bfloat16.
+    """
+    trained, frozen = 20 if ema else 16, 2 if half else 4
+    return sum(p.numel() * (trained if p.requires_grad else frozen) for p in parameters)
+
+
+def check_memory(needed: int, free: int, device: str) -> None:
+    """Raises TrainingError where `needed` bytes are more than the device has free."""
+    if needed > free:
+        raise TrainingError(
+            f"{device}: found {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB, without activations; "
+            "less is needed with --lora, optimiser.ema: 0, backbone_rate: 0 or freeze_vision: true"
+        )
 
 
 class _Loss(nn.Module):
@@ -246,6 +270,10 @@ class Finetuner:
             for parameter in model.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
+        if not on_cpu:
+            place = self._accelerator.device
+            needed = training_bytes(model.parameters(), configuration.optimiser.ema > 0, half)
+            check_memory(needed, torch.cuda.mem_get_info(place)[0], str(place))
         model.train()
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         settings = configuration.optimiser

@@ -10,10 +10,11 @@ Source: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 _CAMERAS = ("video", "image")
 _AGAIN = "copy the whole dataset again"
 _ROW_GROUPS = 8  # of pictures, kept in memory
+# Periods that a frame may be off its place after the one before. Twice the rate is half a period, which
+# float32 rounds.
+_JITTER = 0.49
+# Share by which the rate of an episode may be another than fps.
+_DRIFT = 0.1
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column of the dataset. names: of its entries, where the dataset says them."""
+    """A column of the dataset. names: of its entries, as many as `width`, where the dataset says them."""
 
     name: str
     dtype: str
@@ -188,11 +194,14 @@ class LeRobotFolder:
                 raise TrainingError(
                     f"{path}: found columns {table.column_names}, expected task_index and a text"
                 )
-            pairs = zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True)
-            return {int(index): str(text) for index, text in pairs}
-        path = self.folder / "meta" / "tasks.jsonl"
+            key = texts[0]
+            rows = list(zip(table["task_index"].to_pylist(), table[key].to_pylist(), strict=True))
+        else:
+            path, key = self.folder / "meta" / "tasks.jsonl", "task"
+            rows = [(_entry(line, "task_index", path), _entry(line, key, path)) for line in _lines(path)]
         return {
-            int(_entry(line, "task_index", path)): str(_entry(line, "task", path)) for line in _lines(path)
+            _whole(index, f"{path}: row {k}: task_index"): _text(task, f"{path}: row {k}: {key}")
+            for k, (index, task) in enumerate(rows)
         }
 
     def _episodes(self) -> list[Episode]:
@@ -204,10 +213,11 @@ class LeRobotFolder:
 
     def _episodes_v2(self) -> list[Episode]:
         path = self.folder / "meta" / "episodes.jsonl"
-        size = int(self._info_content.get("chunks_size", 1000))
+        size = _whole(self._info_content.get("chunks_size", 1000), f"{self._info_path}: chunks_size", 1)
         episodes = []
-        for line in _lines(path):
-            index, length = int(_entry(line, "episode_index", path)), int(_entry(line, "length", path))
+        for k, line in enumerate(_lines(path)):
+            index = _whole(_entry(line, "episode_index", path), f"{path}: row {k}: episode_index")
+            length = _whole(_entry(line, "length", path), f"{path}: episode {index}: length", 1)
             place = {"episode_chunk": index // size, "episode_index": index}
             videos = {
                 name: (self._path("video_path", video_key=name, **place), 0.0)
@@ -230,30 +240,25 @@ class LeRobotFolder:
             wanted += [f"videos/{name}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
         episodes = []
         for path in paths:
-            for row in _read_table(path, wanted).to_pylist():
-                data = self._path(
-                    "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-                )
-                videos = {
-                    name: (
-                        self._path(
-                            "video_path",
-                            video_key=name,
-                            chunk_index=row[f"videos/{name}/chunk_index"],
-                            file_index=row[f"videos/{name}/file_index"],
-                        ),
-                        float(row[f"videos/{name}/from_timestamp"]),
-                    )
-                    for name in cameras
-                }
-                episodes.append(Episode(int(row["episode_index"]), int(row["length"]), data, videos))
+            for k, row in enumerate(_read_table(path, wanted).to_pylist()):
+                index = _whole(row["episode_index"], f"{path}: row {k}: episode_index")
+                where = f"{path}: episode {index}"
+                length = _whole(row["length"], f"{where}: length", 1)
+                videos = {}
+                for name in cameras:
+                    part = f"videos/{name}"
+                    video = self._path("video_path", video_key=name, **_place(row, part, where))
+                    start = row[f"{part}/from_timestamp"]
+                    videos[name] = video, _seconds(start, f"{where}: {part}/from_timestamp")
+                data = self._path("data_path", **_place(row, "data", where))
+                episodes.append(Episode(index, length, data, videos))
         return episodes
 
     def _path(self, key: str, **place: Any) -> Path:
         pattern = self._info_content.get(key)
         try:
             path = Path(str(pattern).format(**place))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(
                 f"{self._info_path}: {key}: found {pattern!r}, expected a pattern with {', '.join(place)}"
             ) from error
@@ -301,12 +306,30 @@ class LeRobotFolder:
             episode.columns = {name: columns[name][part] for name in wanted}
             for name in [*names, "timestamp"]:
                 _check_finite(episode, self.features.get(name), name, path)
+            self._check_stamps(episode, path)
             unknown = set(episode.columns["task_index"][:, 0].astype(int)) - set(self.tasks)
             if unknown:
                 raise TrainingError(
                     f"{path}: episode {episode.index}: task_index: found {sorted(unknown)[0]}, meta has "
                     f"{len(self.tasks)} tasks"
                 )
+
+    def _check_stamps(self, episode: Episode, path: Path) -> None:
+        """Frames that were dropped, or another fps than was recorded with, would teach another speed."""
+        stamps, period = episode.columns["timestamp"][:, 0], 1.0 / self.fps
+        expected = np.concatenate(([0.0], stamps[:-1] + period))
+        bad = np.abs(stamps - expected) > _JITTER * period
+        last = episode.length - 1
+        if not bad.any():
+            expected[last] = stamps[0] + last * period
+            bad[last] = abs(stamps[last] - expected[last]) > max(_JITTER, _DRIFT * last) * period
+        if bad.any():
+            frame = int(bad.argmax())
+            raise TrainingError(
+                f"{path}: episode {episode.index}, frame {frame}: timestamp: found {stamps[frame]:.3f} s, "
+                f"expected {expected[frame]:.3f} s at the {self.fps:g} fps of {self._info_path.name}; frames "
+                "were dropped, or fps is wrong"
+            )
 
     def _clip(self, episode: Episode, camera: str, indices: dict[Path, VideoIndex]) -> Clip:
         path, start = episode.videos[camera]
@@ -378,9 +401,19 @@ class _Pictures:
 def _feature(name: str, entry: Any, path: Path) -> Feature:
     try:
         shape = tuple(int(side) for side in entry["shape"])
-        return Feature(name, str(entry["dtype"]), shape, _names(entry.get("names")))
+        feature = Feature(name, str(entry["dtype"]), shape, None)
+        names = _names(entry.get("names"))
     except (TypeError, KeyError, ValueError) as error:
         raise TrainingError(f"{path}: features.{name}: found {entry!r}, expected dtype and shape") from error
+    # Those of pictures, and one for a whole vector, are names of axes.
+    if names is None or feature.camera or len(shape) > 1 or len(names) == 1 < feature.width:
+        return feature
+    if len(names) != feature.width:
+        raise TrainingError(
+            f"{path}: features.{name}.names: found {len(names)} names, {', '.join(names)}, expected "
+            f"{feature.width}, one for each entry of shape {list(shape)}"
+        )
+    return replace(feature, names=names)
 
 
 def _names(names: Any) -> tuple[str, ...] | None:
@@ -392,7 +425,7 @@ def _names(names: Any) -> tuple[str, ...] | None:
         elif values and all(isinstance(value, int) for value in values):
             names = sorted(names, key=names.__getitem__)
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return tuple(names)
+        return tuple(names) or None
     return None
 
 
@@ -417,6 +450,32 @@ def _entry(line: Any, key: str, path: Path) -> Any:
     if not isinstance(line, dict) or key not in line:
         raise TrainingError(f"{path}: found {line!r}, expected an entry {key!r}")
     return line[key]
+
+
+def _place(row: dict[str, Any], part: str, where: str) -> dict[str, int]:
+    """Which file holds this part of an episode."""
+    names = ("chunk_index", "file_index")
+    return {name: _whole(row[f"{part}/{name}"], f"{where}: {part}/{name}") for name in names}
+
+
+def _whole(value: Any, where: str, least: int = 0) -> int:
+    """The value as a whole number. where: file and field, for the error."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not whole or value < least:
+        raise TrainingError(f"{where}: found {value!r}, expected a whole number of at least {least}")
+    return int(value)
+
+
+def _seconds(value: Any, where: str) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TrainingError(f"{where}: found {value!r}, expected a time [s]")
+    return float(value)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise TrainingError(f"{where}: found {value!r}, expected a text")
+    return value
 
 
 def _read_table(path: Path, columns: list[str] | None = None) -> Any:

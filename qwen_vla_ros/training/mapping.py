@@ -250,18 +250,21 @@ def _columns(
         return np.array([names.index(name) for name in chosen.names])
     plain = [_plain(name) for name in names]
     by_name = [_find(plain, group.name, channel) for channel in group.channels]
-    if all(index is not None for index in by_name):
+    missing = [channel for channel, index in zip(group.channels, by_name, strict=True) if index is None]
+    if not missing:
         return np.array(by_name)
     layout = embodiment.layout
-    same_feature = feature.width == layout.count
-    if same_feature and not any(index is not None for index in by_name):
-        return np.arange(layout.count)[layout.slice_of(group.name)]
-    if feature.width == group.count and len(embodiment.actions) == 1:
-        return np.arange(group.count)
+    places = np.arange(layout.count)[layout.slice_of(group.name)]
+    named = {_find(plain, each.name, channel) for each in embodiment.actions for channel in each.channels}
+    # A name that fits says that these entries may be in another order, or another group's.
+    unnamed = len(missing) == group.count and not named & set(places.tolist())
+    if feature.width == layout.count and unnamed:
+        return places
     shown = ", ".join(names) if names else f"{feature.width} entries without names"
+    lacking = f", of which {', '.join(missing)} is missing" if len(missing) < group.count else ""
     raise ValueError(
-        f"{group.name}: feature {feature.name!r}: found {shown}, expected {', '.join(group.channels)}; "
-        f"or say which they are: {where}.names or .columns"
+        f"{group.name}: feature {feature.name!r}: found {shown}, expected {', '.join(group.channels)}"
+        f"{lacking}; or say which they are: {where}.names or .columns"
     )
 
 

@@ -56,10 +56,16 @@ def prepare_start(
     Parameters that are trained require gradients, the others do not.
 
     Raises:
-        TrainingError: The folder is no such model, or its action tensor is too small for the embodiment.
+        TrainingError: The folder is no such model, its action tensor is too small for the embodiment, or
+            `flow.prefix_rows` leaves none of the embodiment's rows to learn.
     """
     if (checkpoint is None) == (backbone is None):
         raise TrainingError("found both a checkpoint and a backbone, or neither; expected one of them")
+    if configuration.flow.prefix_rows >= embodiment.horizon:
+        raise TrainingError(
+            f"flow.prefix_rows: found {configuration.flow.prefix_rows}, expected less than the horizon of "
+            f"{embodiment.name!r}, {embodiment.horizon}"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)

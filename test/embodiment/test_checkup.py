@@ -91,6 +91,16 @@ actions:
     controller: {type: forward_command, topic: gripper_controller/commands}
 """
 )
+BASE = {
+    "name": "base",
+    "kind": "base_velocity",
+    "frame": "base_link",
+    "limits": {
+        "linear": {"velocity": 0.3, "acceleration": 1.0, "jerk": 10.0},
+        "angular": {"velocity": 1.0, "acceleration": 5.0, "jerk": 50.0},
+    },
+    "controller": {"type": "diff_drive", "topic": "cmd_vel", "stamped": False},
+}
 EEF = {
     "name": "eef",
     "kind": "eef_delta",
@@ -164,10 +174,10 @@ CASES = {
         "set execute_steps to 8",
     ),
     "STATE_UNMEASURED": (
-        [(["prompt", "state"], True), (["actions", 0], EEF)],
+        [(["prompt", "state"], True), (["actions", 0], BASE)],
         None,
         "prompt.state",
-        "group eef",
+        "group base",
         "prompt.state to false",
     ),
     "TENSOR_CHANNELS": ([], replace(FACTS, channels=4), "actions", "K = 4", "remove groups"),
@@ -377,6 +387,12 @@ def test_mismatch(code, urdf):
     assert f"; {finding.advice}" in str(finding)
     # Nothing else is blamed.
     assert {f.code for f in findings} == {code}
+
+
+def test_a_camera_that_need_not_be_there_may_be_unknown_to_the_checkpoint(urdf):
+    body = robot((["cameras", 0, "view"], "cam_wirst"), (["cameras", 0, "required"], False))
+    (finding,) = examine(Subject(body, FACTS, urdf))
+    assert (finding.code, finding.warning) == ("VIEW_UNKNOWN", True)
 
 
 def test_errors_come_before_warnings(urdf):

@@ -426,6 +426,26 @@ OTHER_CASES = {
         "'chunk_start'",
         "reference: absolute",
     ),
+    "state before relative joints": (
+        edited(PANDA, "reference: absolute", "reference: chunk_start").replace(
+            "arms: single", "arms: single\n  state: true", 1
+        ),
+        "prompt.state",
+        "true, with relative actions in actions[0]",
+        "reference: absolute in every group",
+    ),
+    "state before changes of a tip": (
+        WIDOWX.replace("arms: single", "arms: single\n  state: true", 1),
+        "prompt.state",
+        "true, with relative actions in actions[0]",
+        "reference: absolute in every group",
+    ),
+    "state before waypoints": (
+        TIAGO.replace("arms: none", "arms: none\n  state: true", 1),
+        "prompt.state",
+        "true, with relative actions in actions[0]",
+        "reference: absolute in every group",
+    ),
     "more channels than K": (
         PANDA.replace("panda_joint7]", "panda_joint7, " + ", ".join(f"j{k}" for k in range(60)) + "]"),
         "actions",

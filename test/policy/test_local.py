@@ -190,6 +190,28 @@ def test_view_that_the_checkpoint_does_not_know(random_checkpoint: Path, panda: 
         load_policy(random_checkpoint, "cpu").configure(panda.model_copy(update={"cameras": cameras}))
 
 
+@pytest.mark.parametrize("backend", ["eager", "engine"])
+def test_an_optional_view_that_the_checkpoint_does_not_know_is_not_used(
+    random_checkpoint: Path, panda: Embodiment, caplog, backend: str
+) -> None:
+    tail = panda.cameras[0].model_copy(update={"view": "tail", "required": False})
+    body = panda.model_copy(update={"cameras": (tail, *panda.cameras)})
+    policy = load_policy(random_checkpoint, "cpu", backend=backend)
+    policy.configure(panda)
+    expected = policy.infer(observe(panda), seed=0)
+    caplog.clear()
+    policy.configure(body)
+    observation = observe(
+        panda, images={**observe(panda).images, "tail": observe(panda, seed=1).images["ego"]}
+    )
+    for _ in range(2):
+        np.testing.assert_array_equal(policy.infer(observation, seed=0), expected)
+    told = f"embodiment franka_panda: view 'tail' is not used: {random_checkpoint} does not know it"
+    assert [record.getMessage() for record in caplog.records if "qwen_vla" in record.name] == [told]
+    with pytest.raises(ObservationError, match="no image of view 'ego'"):
+        policy.infer(observe(panda, images={"tail": observation.images["tail"]}))
+
+
 def test_a_refused_body_leaves_the_old_one_in_service(policy: LocalPolicy, panda: Embodiment) -> None:
     before = policy.infer(observe(panda), seed=0)
     cameras = (panda.cameras[0].model_copy(update={"view": "tail"}),)

@@ -116,6 +116,26 @@ def test_larger_random_model_with_two_views(monkeypatch, tmp_path: Path) -> None
     assert found <= TOLERANCE
 
 
+def test_an_optional_view_that_the_checkpoint_does_not_know_is_not_used(tmp_path: Path, caplog) -> None:
+    text = (resources.embodiments_directory() / "franka_panda.yaml").read_text()
+    tail = "  - {view: tail, topic: tail/image_raw, size: [64, 48], required: false}\n"
+    path = tmp_path / "franka_panda.yaml"
+    path.write_text(text.replace("  - view: ego", f"{tail}  - view: ego", 1))
+    checkpoint, folder = resources.checkpoints_directory() / "qwen_vla_tiny", tmp_path / "onnx"
+    manifest = export_onnx(checkpoint, folder, [str(path)], steps=1)
+    assert [entry["views"] for entry in manifest["graphs"]] == [["ego"]]
+    caplog.clear()
+    policy = OnnxPolicy.load(folder, "cpu", threads=1)
+    policy.configure(load_embodiment(path))
+    told = f"embodiment franka_panda: view 'tail' is not used: {folder} does not know it"
+    assert [record.getMessage() for record in caplog.records if "qwen_vla" in record.name] == [told]
+    rng = np.random.default_rng(0)
+    images = {view: rng.integers(0, 256, (240, 320, 3), dtype=np.uint8) for view in ("tail", "ego")}
+    seen = policy.infer(Observation(images, "reach the red cube", 0.0), seed=1)
+    del images["tail"]
+    np.testing.assert_array_equal(seen, policy.infer(Observation(images, "reach the red cube", 0.0), seed=1))
+
+
 def test_needs_no_torch(shipped: Path) -> None:
     program = f"""
 import sys

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment, parse_embodiment
-from qwen_vla_ros.training.chunks import Chunker, check_rows, quantile_statistics, split, stride_of
+from qwen_vla_ros.training.chunks import (
+    Chunker,
+    check_lengths,
+    check_positions,
+    check_rows,
+    quantile_statistics,
+    split,
+    stride_of,
+)
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.lerobot import Episode, Feature
 from qwen_vla_ros.training.mapping import MappingConfiguration, resolve_mapping
@@ -122,6 +130,33 @@ def test_names_that_do_not_fit(body):
         data.chunker(body(), actions={"arm": {"feature": "moves"}})
 
 
+def test_names_of_which_some_fit_are_not_taken_by_position(body):
+    """They are in another order: elbow first."""
+    data = Recorded(10, names=("elbow.pos", "shoulder_pan.pos"), action=ramp(12, 0.1, 0.2))
+    with pytest.raises(TrainingError) as caught:
+        data.chunker(body())
+    message = (
+        "found elbow.pos, shoulder_pan.pos, expected shoulder, elbow, of which shoulder is missing; or say"
+    )
+    assert message in str(caught.value)
+    said = {"arm": {"names": ["shoulder_pan.pos", "elbow.pos"]}}
+    np.testing.assert_allclose(data.chunk(body(), 0, actions=said)[0][1], [0.2, 0.1])
+    for names in (None, ("a", "b")):
+        rows, _ = Recorded(10, names=names, action=ramp(12, 0.1, 0.2)).chunk(body(), 0)
+        np.testing.assert_allclose(rows[1], [0.1, 0.2])
+
+
+def test_an_entry_that_is_named_after_another_group_is_not_taken_by_position(robot_content):
+    embodiment = parse_embodiment({**robot_content, "cameras": robot_content["cameras"][:1]})
+    moves = ramp(12, 0.01, 0.02, 0.03)
+    with pytest.raises(
+        TrainingError, match="arm: feature 'action': found jaw, a, b, expected shoulder, elbow"
+    ):
+        Recorded(10, names=("jaw", "a", "b"), action=moves).chunker(embodiment)
+    rows, _ = Recorded(10, names=("a", "b", "jaw"), action=moves).chunk(embodiment, 0)
+    np.testing.assert_allclose(rows[1], [0.01, 0.02, 0.03])
+
+
 def test_waypoints_from_poses():
     """Poses of odometry become waypoints in the frame of the base."""
     body = load_embodiment("tiago_base")
@@ -180,6 +215,35 @@ def test_degrees_do_not_pass_as_radians(body):
         check_rows(rows.reshape(-1, 2), chunker.embodiment, data)
 
 
+@pytest.mark.parametrize("reference", ["chunk_start", "previous_step"])
+@pytest.mark.parametrize("wrong", ["action", "observation.state"])
+def test_degrees_do_not_pass_as_radians_where_rows_are_differences(body, reference, wrong):
+    embodiment = body(reference=reference)
+    moves = 0.5 + ramp(12, 0.01, 0.02)
+    recorded = {"action": moves, "observation__state": moves}
+    actions = {"arm": {"reference": "absolute"}}
+
+    def check(**columns):
+        data = Recorded(10, **columns)
+        chunker = data.chunker(embodiment, actions=actions)
+        check_positions(chunker, data.episodes, data)
+        return chunker.chunks(data.episodes[0], np.arange(9))[0]
+
+    rows = check(**recorded)
+    assert np.abs(rows).max() < 0.1
+    recorded[wrong.replace(".", "__")] = np.degrees(moves)
+    message = (
+        rf"arm/shoulder: found values of 28.65 to 34.95 in '{wrong}', expected limits.position of -2 to 2"
+    )
+    with pytest.raises(TrainingError, match=message):
+        check(**recorded)
+    # A few values beyond the limits, or changes, say nothing of the unit.
+    recorded[wrong.replace(".", "__")] = np.concatenate((np.full((1, 2), 2.5), moves[1:]))
+    check(**recorded)
+    actions["arm"]["reference"] = "previous_step"
+    check(action=np.degrees(ramp(12, 0.1, 0.1)))
+
+
 @pytest.mark.parametrize("kind", ["joints", "tip"])
 def test_positions_do_not_pass_as_changes(body, kind):
     """A group that moves by changes takes a dataset's entries for changes, until it is told otherwise."""
@@ -216,6 +280,35 @@ def test_quantiles_and_floor(body):
     np.testing.assert_allclose(found.q99, [0.98, 0.505])
     own = quantile_statistics(rows, body(normalisation={"q01": [-2.0, 0.0], "q99": [2.0, 1.0]}), floor=0.01)
     np.testing.assert_allclose((own.q01, own.q99), [[-2.0, 0.0], [2.0, 1.0]])
+
+
+def test_a_gripper_that_seldom_closes_can_be_closed(body):
+    """Where only rare values are as far apart as the floor, they are the ends; elsewhere outliers."""
+    seldom = np.r_[np.zeros(5), np.ones(996)]
+    found = quantile_statistics(np.column_stack((seldom, seldom / 200)), body(), floor=0.01)
+    np.testing.assert_allclose((found.q01, found.q99), [[0.0, 0.0], [1.0, 0.01]], atol=1e-12)
+    found = quantile_statistics(np.column_stack((seldom, np.linspace(0, 1, 1001))), body(), floor=0.01)
+    np.testing.assert_allclose((found.q01[1], found.q99[1]), [0.01, 0.99])
+
+
+@pytest.mark.parametrize(("feature", "needed"), [("action", 8), ("observation.state", 9)])
+def test_frames_of_a_whole_chunk(body, feature, needed):
+    """Four rows of two frames. The last command is reached after the last frame, a measurement at it."""
+    for length in (needed - 1, needed):
+        moves = ramp(length, 0.1, 0.1)
+        data = Recorded(20, action=moves, observation__state=moves)
+        chunker = data.chunker(body(), actions={"arm": {"feature": feature}})
+        frames = np.arange(length)
+        _, valid = chunker.chunks(data.episodes[0], frames)
+        assert valid.all(axis=1).any() == (length == needed)
+        assert frames[valid.any(axis=1)].tolist() == list(range(chunker.beginnings(data.episodes[0])))
+        if length == needed:
+            check_lengths(data, chunker)
+            continue
+        with pytest.raises(
+            TrainingError, match=f"found {length} frames, expected at least {needed}, one chunk"
+        ):
+            check_lengths(data, chunker)
 
 
 def test_split_by_episode():

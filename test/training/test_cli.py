@@ -45,7 +45,7 @@ def test_scenes_are_as_many_as_the_states_in_each_leave(states, scenes, tmp_path
         (("train", "--data", "x", "--dataset", "x", "--out", "x"), "expected one of them"),
         (("train", "--out", "x"), "expected one of them"),
         (("train", "--dataset", "x", "--out", "x"), "--embodiment: missing"),
-        (("train", "--dataset", "x", "--embodiment", "so101", "--out", "x"), "x: no such folder"),
+        (("train", "--dataset", "x", "--embodiment", "so101", "--out", "y"), "x: no such folder"),
     ],
 )
 def test_faults_are_one_line(arguments, message, tmp_path, monkeypatch):

@@ -26,7 +26,13 @@ from qwen_vla_ros.policy.local import LocalPolicy
 from qwen_vla_ros.training import lora, saving
 from qwen_vla_ros.training.configuration import parse_finetuning
 from qwen_vla_ros.training.errors import TrainingError
-from qwen_vla_ros.training.finetuning import Finetuner, RecordedChunks, encode
+from qwen_vla_ros.training.finetuning import (
+    Finetuner,
+    RecordedChunks,
+    check_memory,
+    encode,
+    training_bytes,
+)
 from qwen_vla_ros.training.lerobot import LeRobotFolder
 from qwen_vla_ros.training.starting import prepare_start
 
@@ -295,6 +301,54 @@ def test_state_in_the_prompt_and_one_instruction(recorded, robot_content, micro)
     assert all("state: [" in text and "open the drawer" in text for text in texts)
 
 
+@pytest.mark.parametrize(("feature", "missing"), [("action", 1), ("observation.state", 2)])
+def test_frames_without_a_row_are_neither_drawn_nor_judged(recorded, robot, feature, missing):
+    """A row is two frames; of a chunk that begins later no row is recorded, and its loss would count as 0."""
+    source = {"arm": {"feature": feature}, "gripper": {"feature": feature}}
+    data = RecordedChunks(LeRobotFolder(recorded[V3]), robot, settings(mapping={"actions": source}))
+    drawn = data.draw(np.random.default_rng(0), 1000)
+    for samples, episodes in ((drawn, data.training), (data.spread(1000), data.validation)):
+        found = {(episode.index, frame) for episode, frame in samples}
+        every = {(e.index, frame) for e in episodes for frame in range(e.length - missing)}
+        assert found == every
+        for episode, frame in samples:
+            assert data.chunker.chunks(episode, np.array([frame]))[1].any()
+
+
+def test_episodes_without_a_row_are_left_out(load, write_lerobot, tmp_path):
+    folder = write_lerobot(tmp_path / "short", "v3.0", lengths=(12, 1, 12))
+    assert [e.index for e in load(folder, short_episodes="mask").dataset.episodes] == [0, 2]
+    folder = write_lerobot(tmp_path / "shortest", "v3.0", lengths=(1, 1))
+    with pytest.raises(TrainingError, match="no episode of 2 frames or more"):
+        load(folder, short_episodes="mask")
+
+
+@pytest.mark.parametrize("backend", ["eager", "engine"])
+def test_a_camera_that_the_dataset_lacks_is_not_used(
+    recorded, beginnings, robot_content, tmp_path, caplog, backend
+):
+    """The YAML that was trained with is the one that is served."""
+    top = {"view": "top", "topic": "top/image_raw", "size": [48, 32], "required": False}
+    body = parse_embodiment({**robot_content, "cameras": [top, *robot_content["cameras"]]})
+    configuration = settings(steps=1)
+    data = RecordedChunks(LeRobotFolder(recorded[IMAGES]), body, configuration)
+    start = prepare_start(body, data.views, configuration, beginnings / "checkpoint")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = Finetuner(configuration, data, start, tmp_path, "cpu")
+    run.run(save=lambda each: each.save_checkpoint())
+
+    policy = LocalPolicy.load(run.checkpoint, "cpu", threads=1, engine=backend == "engine")
+    policy.configure(body)
+    told = f"view 'top' is not used: {run.checkpoint} does not know it"
+    assert [told in record.message for record in caplog.records].count(True) == 1
+    images = {view: np.full((32, 48, 3), 80, dtype=np.uint8) for view in ("top", "ego", "wrist_2")}
+    seen = policy.infer(Observation(images, "push the red button", 0.0), seed=0)
+    assert (policy._engine is not None) == (backend == "engine")
+    del images["top"]
+    np.testing.assert_array_equal(seen, policy.infer(Observation(images, "push the red button", 0.0), seed=0))
+    assert not [record for record in caplog.records if "operation by operation" in record.message]
+
+
 # What is refused
 
 
@@ -424,6 +478,199 @@ def test_episode_shorter_than_the_horizon(load, write_lerobot, tmp_path):
         load(folder)
     assert [e.index for e in load(folder, short_episodes="skip").dataset.episodes] == [0, 2]
     assert len(load(folder, short_episodes="mask").dataset.episodes) == 3
+
+
+def test_degrees_of_a_robot_that_moves_by_differences(load, broken, robot_content):
+    arm, gripper = robot_content["actions"]
+    body = parse_embodiment({**robot_content, "actions": [{**arm, "reference": "chunk_start"}, gripper]})
+    load(broken, body)
+    with pytest.raises(
+        TrainingError, match=r"arm/shoulder: found values of .* in 'action', expected limits.pos"
+    ):
+        load(broken, body, mapping={"actions": {"arm": {"scale": 57.3}}})
+
+
+# Stamps
+
+
+def change_stamps(folder, change):
+    """`change(stamps)` of the 14 frames of episode 1, at 20 Hz, in place."""
+
+    def edit(values):
+        part = np.array(values[12:26])
+        change(part)
+        values[12:26] = part.tolist()
+
+    edit_column(folder / "data/chunk-000/file-000.parquet", "timestamp", edit)
+
+
+def drop(stamps):
+    stamps[5:] += 0.05
+
+
+def begin_late(stamps):
+    stamps += 0.05
+
+
+def stretch(stamps):
+    stamps *= 1.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop, r"episode 1, frame 5: timestamp: found 0.300 s, expected 0.250 s at the 20 fps of info.json"),
+        (begin_late, r"episode 1, frame 0: timestamp: found 0.050 s, expected 0.000 s"),
+        (stretch, r"episode 1, frame 13: timestamp: found 0.780 s, expected 0.650 s"),
+    ],
+)
+def test_stamps_that_do_not_fit_the_rate(load, broken, change, message):
+    change_stamps(broken, change)
+    with pytest.raises(TrainingError, match=rf"file-000.parquet: {message}"):
+        load(broken)
+
+
+def test_rate_that_is_not_that_of_the_stamps(load, broken):
+    """Twice the rate, on which half a period lies, and long after the start, where float32 is coarse."""
+    edit_info(broken, fps=10)
+    with pytest.raises(
+        TrainingError, match=r"episode 0, frame 1: timestamp: found 0.050 s, expected 0.100 s"
+    ):
+        load(broken)
+
+
+def test_stamps_with_a_little_jitter(load, broken):
+    noise = np.random.default_rng(0).uniform(-0.01, 0.01, 14)
+    change_stamps(broken, lambda stamps: stamps.__iadd__(noise))
+    load(broken)
+
+
+# Meta
+
+
+def edit_lines(path, row, **changes):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[row] |= changes
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "episodes",
+            {"length": None},
+            r"episode 1: length: found None, expected a whole number of at least 1",
+        ),
+        ("episodes", {"length": 0}, r"episode 1: length: found 0, expected a whole number of at least 1"),
+        ("episodes", {"episode_index": "a"}, r"row 1: episode_index: found 'a', expected a whole number"),
+        (
+            "tasks",
+            {"task_index": "a"},
+            r"row 1: task_index: found 'a', expected a whole number of at least 0",
+        ),
+        (
+            "tasks",
+            {"task_index": 0.5},
+            r"row 1: task_index: found 0.5, expected a whole number of at least 0",
+        ),
+        ("tasks", {"task": None}, r"row 1: task: found None, expected a text"),
+    ],
+)
+def test_lines_that_say_nothing(load, broken_v2, file, changes, message):
+    edit_lines(broken_v2 / "meta" / f"{file}.jsonl", 1, **changes)
+    with pytest.raises(TrainingError, match=rf"meta/{file}.jsonl: {message}"):
+        load(broken_v2)
+
+
+@pytest.mark.parametrize("size", [0, None, "many"])
+def test_chunks_of_no_size(load, broken_v2, size):
+    edit_info(broken_v2, chunks_size=size)
+    message = rf"info.json: chunks_size: found {size!r}, expected a whole number of at least 1"
+    with pytest.raises(TrainingError, match=message):
+        load(broken_v2)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "message"),
+    [
+        ("episodes/chunk-000/file-000", "episode_index", r"row 1: episode_index: found None"),
+        ("episodes/chunk-000/file-000", "length", r"episode 1: length: found None"),
+        ("episodes/chunk-000/file-000", "data/chunk_index", r"episode 1: data/chunk_index: found None"),
+        (
+            "episodes/chunk-000/file-000",
+            "videos/observation.images.ego/from_timestamp",
+            r"episode 1: videos/observation.images.ego/from_timestamp: found None, expected a time \[s\]",
+        ),
+        ("tasks", "task_index", r"row 1: task_index: found None"),
+        ("tasks", "__index_level_0__", r"row 1: __index_level_0__: found None, expected a text"),
+    ],
+)
+def test_rows_that_say_nothing(load, broken, file, column, message):
+    edit_column(broken / f"meta/{file}.parquet", column, lambda rows: rows.__setitem__(1, None))
+    with pytest.raises(TrainingError, match=rf"meta/{file}.parquet: {message}"):
+        load(broken)
+
+
+def test_names_of_entries(load, broken):
+    """One for each, or one for the axis, as the converters of openpi write it."""
+    features = json.loads((broken / "meta" / "info.json").read_text())["features"]
+    features["action"]["names"] = ["jaw.pos", "shoulder.pos"]
+    edit_info(broken, features=features)
+    message = (
+        r"info.json: features.action.names: found 2 names, jaw.pos, shoulder.pos, expected 3, one for each"
+    )
+    with pytest.raises(TrainingError, match=message):
+        load(broken)
+    features["action"]["names"] = ["actions"]
+    edit_info(broken, features=features)
+    scaled = {"arm": {"columns": [1, 2]}, "gripper": {"columns": [0]}}
+    data = load(broken, mapping={"actions": scaled})
+    assert ("arm/elbow", "action[2]") in data.mapping.describe(data.dataset)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        ({"tau_beta": [0.0, 1.5]}, "test: flow.tau_beta.0: .*greater than 0"),
+        ({"tau_beta": [1.0, -1.5]}, "test: flow.tau_beta.1: .*greater than 0"),
+        ({"tau_normal": [0.0, 0.0]}, "test: flow.tau_normal.1: .*greater than 0"),
+    ],
+)
+def test_a_distribution_of_tau_that_is_none(flow, message):
+    with pytest.raises(TrainingError, match=message):
+        settings(flow=flow)
+    settings(flow={"tau_normal": [-0.5, 1.0]})
+
+
+def test_a_prefix_as_long_as_a_chunk(beginnings, robot):
+    """The action tensor has more rows, but the robot's own would all be given."""
+    with pytest.raises(
+        TrainingError, match="prefix_rows: found 4, expected less than the horizon of 'my_robot', 4"
+    ):
+        prepare_start(robot, ("ego",), settings(flow={"prefix_rows": 4}), beginnings / "checkpoint")
+    start = prepare_start(robot, ("ego",), settings(flow={"prefix_rows": 3}), beginnings / "checkpoint")
+    assert start.model.config.flow.prefix_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("ema", "half", "expected"),
+    [(False, False, 1640), (True, False, 2040), (False, True, 1620), (True, True, 2020)],
+)
+def test_memory_that_training_needs(ema, half, expected):
+    trained, frozen = torch.nn.Linear(9, 10), torch.nn.Linear(4, 2)
+    frozen.requires_grad_(False)
+    needed = training_bytes([*trained.parameters(), *frozen.parameters()], ema, half)
+    assert needed == expected
+    check_memory(needed, needed, "cuda:0")
+    with pytest.raises(TrainingError) as caught:
+        check_memory(40_200_000_000, 25_300_000_000, "cuda:0")
+    assert str(caught.value).startswith("cuda:0: found 25.3 GB free, expected 40.2 GB, without activations")
+    for way in ("--lora", "optimiser.ema: 0", "backbone_rate: 0", "freeze_vision"):
+        assert way in str(caught.value)
 
 
 def test_statistics_of_the_dataset_that_do_not_fit(load, broken):
