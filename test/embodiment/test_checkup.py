@@ -390,7 +390,9 @@ def test_mismatch(code, urdf):
 
 
 def test_a_camera_that_need_not_be_there_may_be_unknown_to_the_checkpoint(urdf):
-    body = robot((["cameras", 0, "view"], "cam_wirst"), (["cameras", 0, "required"], False))
+    (camera,) = ROBOT["cameras"]
+    other = {**camera, "view": "cam_wirst", "topic": "camera/other/image_raw", "required": False}
+    body = robot((["cameras"], [camera, other]))
     (finding,) = examine(Subject(body, FACTS, urdf))
     assert (finding.code, finding.warning) == ("VIEW_UNKNOWN", True)
 
