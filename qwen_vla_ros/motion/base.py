@@ -125,6 +125,15 @@ class VelocityRamp:
         self.acceleration = np.zeros_like(self._limit)
 
     @property
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """Velocity and acceleration. Shapes (n,)."""
+        return self.velocity, self.acceleration
+
+    def restore(self, state: tuple[np.ndarray, np.ndarray]) -> None:
+        """Be as before: a `state` that was kept."""
+        self.velocity, self.acceleration = state
+
+    @property
     def resting(self) -> bool:
         return bool((np.abs(self.velocity) < 1e-6).all() and (np.abs(self.acceleration) < 1e-4).all())
 

@@ -38,6 +38,9 @@ LOOK_AHEAD = 0.05
 # At home, a joint is this near [its unit].
 HOME_TOLERANCE = 1e-3
 
+# A robot stands that moved less than `STANDING` [rad or m] in `STILL` [s].
+STILL, STANDING = 0.1, 0.01
+
 # No action is larger than this, in any unit; arithmetic stays far from overflow.
 LARGEST = 1e6
 
@@ -138,6 +141,10 @@ class Follower:
         self._all_ahead = all(group.looks_ahead for group in self._groups)
         self._now = -np.inf
         self._placed = False
+        # Where all joints came to stand after the last motion; None before.
+        self._stood: np.ndarray | None = None
+        # Of the bases that are driven, with the last commands.
+        self._told = [base.ramp.state for base in self._driven]
         self.clock_jumps = 0
 
     @property
@@ -182,13 +189,25 @@ class Follower:
             guard.start(base.commanded)
         self.timeline.clear(measured)
         self._now = now
-        self._placed = True
+        self._placed, self._stood = True, None
+        self._told = [base.ramp.state for base in self._driven]
+
+    def settle(self, now: float) -> bool:
+        """Whether the robot stands, by what was measured; where it first does after a motion is kept."""
+        joints, before = self._measured.joints.at(now), self._measured.joints.at(now - STILL)
+        # NaN where nothing is known of a joint.
+        if not (np.abs(joints - before) < STANDING).all():
+            return False
+        if self._stood is None:
+            self._stood = self._measured.joints.latest
+        return True
 
     def go_on(self, now: float) -> list[str]:
         """Rest where the last command left the robot, which its controllers hold since.
 
         What is measured differs from it by their error, so to start there would be a jump. A group that is
-        further off was moved by others, by hand or by a driver that was restarted: it rests where it is.
+        far off, or has shifted since it stood (`settle`), was moved by others, by hand or by a driver that
+        was restarted: it rests where it is.
 
         Returns:
             Names of groups that were moved.
@@ -200,10 +219,11 @@ class Follower:
             self.start(now)
             return []
         joints, pose = self._measured.now(now)
+        stood = np.full(len(joints), np.nan) if self._stood is None else self._stood
         moved = [
             (group, joints[used])
             for group, used in zip(self._groups, self._used, strict=True)
-            if isinstance(group, JointGroup | TipGroup) and group.was_moved(joints[used])
+            if isinstance(group, JointGroup | TipGroup) and group.was_moved(joints[used], stood[used])
         ]
         for group, where in moved:
             group.start(where, pose)
@@ -395,7 +415,11 @@ class Follower:
         brake, tips are told to stand; whoever drives a path is told to stay. Until all of these rest, this is
         what there is to write; then nothing is, before `start`.
         """
-        self._placed = False
+        if self._placed:
+            # A period that failed may have led bases on, and nobody was told.
+            for base, state in zip(self._driven, self._told, strict=True):
+                base.ramp.restore(state)
+            self._placed = False
         commands: list[Command | None] = []
         for base, guard in zip(self._driven, self._guards, strict=True):
             try:
@@ -431,6 +455,8 @@ class Follower:
             for command in commands:
                 if isinstance(command, PathCommand):
                     self._path_guards[command.group].check(command.poses, command.times)
+        self._told = [base.ramp.state for base in self._driven]
+        self._stood = None
         return commands
 
     def _commanded_joints(self) -> np.ndarray:

@@ -24,8 +24,10 @@ JOINT_KINDS = ("joint_position", "gripper", "hand")
 # What holds an object is off its command, and must stay so.
 GRIPPING = ("gripper", "hand")
 
-# A joint that rests further from its command was moved by others [rad], [m]; less is droop and backlash.
-MOVED_BY = {"rad": 0.15, "m": 0.03}
+# A joint that rests further from its command was moved by others [rad], [m]; less may be droop and backlash.
+# So was one that stood, and then stands somewhere else.
+MOVED_BY = {"rad": 0.3, "m": 0.06}
+SHIFTED_BY = {"rad": 0.05, "m": 0.01}
 
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
@@ -156,7 +158,10 @@ class JointGroup:
         self.width = len(group.joints)
         self.held = np.full(self.width, group.kind == "gripper")
         self._grips = group.kind in GRIPPING
-        self._near = np.array([MOVED_BY["m" if unit == "m" else "rad"] for unit in group.units])
+        units = ["m" if unit == "m" else "rad" for unit in group.units]
+        self._near, self._steady = (
+            np.array([bounds[unit] for unit in units]) for bounds in (MOVED_BY, SHIFTED_BY)
+        )
         self.continuous = np.array([joint in getattr(group, "continuous", ()) for joint in group.joints])
         self._reference = group.reference
         self._threshold = getattr(group, "threshold", None)
@@ -193,11 +198,12 @@ class JointGroup:
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._moved.start(self._part, self.observe(joints, pose))
 
-    def was_moved(self, joints: np.ndarray) -> bool:
-        """Whether others moved the group since it was told its last set-point; joints as measured (n,)."""
-        error = joints - self.command().position
-        error = np.where(self.continuous, wrap(error), error)
-        return not self._grips and bool((np.abs(error) > self._near).any())
+    def was_moved(self, joints: np.ndarray, stood: np.ndarray) -> bool:
+        """Whether others moved the group since its last set-point. joints: as measured; stood: where it came
+        to stand then, NaN where it did not. Shapes (n,)."""
+        off, shift = joints - self.command().position, joints - stood
+        off, shift = (np.abs(np.where(self.continuous, wrap(way), way)) for way in (off, shift))
+        return not self._grips and bool(((off > self._near) | (shift > self._steady)).any())
 
     def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
         """Absolute set-points of a chunk's rows, and its origin, in the frame of `here`, the present one."""
@@ -406,15 +412,18 @@ class TipGroup:
         self._at = self.kinematics.pose(self._lead)
         self._pace = (self.kinematics.jacobian(self._lead) @ state.velocity).reshape(2, 3)
 
-    def was_moved(self, joints: np.ndarray) -> bool:
-        """Whether others moved the arm since it was told its last set-point; joints as measured (n,)."""
-        return bool((np.abs(joints - self.commanded) > MOVED_BY["rad"]).any())
+    def was_moved(self, joints: np.ndarray, stood: np.ndarray) -> bool:
+        """See JointGroup."""
+        off, shift = np.abs(joints - self.commanded), np.abs(joints - stood)
+        return bool(((off > MOVED_BY["rad"]) | (shift > SHIFTED_BY["rad"])).any())
 
     def command(self) -> JointCommand:
         state, before = self._tracker.state, self._told
         self._told = pose = np.concatenate(self.kinematics.pose(state.position))
         turn = rotations.to_vector(rotations.multiply(pose[3:], rotations.inverse(before[3:])))
         twist = np.concatenate([pose[:3] - before[:3], turn]) / self._period
+        if state.resting:
+            twist = np.zeros(6)  # nothing follows that would end it
         return JointCommand(self.name, state.position, state.velocity, pose, twist)
 
     def halt(self) -> JointCommand | None:
@@ -501,6 +510,11 @@ class _DrivenBase(_Base):
         """Last velocity. Shape (n,)."""
         raise NotImplementedError
 
+    @property
+    def ramp(self) -> VelocityRamp:
+        """What its velocity follows."""
+        raise NotImplementedError
+
     def command(self) -> BaseCommand:
         return BaseCommand(self.name, self.commanded)
 
@@ -532,6 +546,10 @@ class WaypointGroup(_Waypoints, _DrivenBase):
     def __init__(self, group: Any, period: float):
         super().__init__(group)
         self._tracker = BaseTracker(self.velocity, self.acceleration, self.jerk, period)
+
+    @property
+    def ramp(self) -> VelocityRamp:
+        return self._tracker.ramp
 
     @property
     def commanded(self) -> np.ndarray:
@@ -619,6 +637,10 @@ class BaseVelocityGroup(_DrivenBase):
         self.width = group.count
         super().__init__(group)
         self._ramp = VelocityRamp(self.velocity, self.acceleration, self.jerk, period)
+
+    @property
+    def ramp(self) -> VelocityRamp:
+        return self._ramp
 
     @property
     def commanded(self) -> np.ndarray:

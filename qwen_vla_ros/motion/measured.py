@@ -41,7 +41,15 @@ class JointHistory:
         if key not in self._parts:
             angles = self._continuous[places]
             self._parts[key] = places, History(len(angles), self._span, angles)
-        self._parts[key][1].add(stamp, value)
+        history = self._parts[key][1]
+        newest = history.newest
+        if newest is not None and stamp < newest[0] - self._span:
+            # The clock was reset: those who told another part before it may have gone.
+            self._parts = {
+                own: each for own, each in self._parts.items() if _newest(each) <= stamp + self._span
+            }
+            self._parts[key] = places, history
+        history.add(stamp, value)
         self._latest[places] = value
 
     @property

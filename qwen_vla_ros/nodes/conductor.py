@@ -37,6 +37,9 @@ FIRST_ERROR = 100
 # How much longer than planned the way home may take [s].
 HOMING_PATIENCE = 3.0
 
+# How long a robot that rests may take to stand still before it goes on [s].
+SETTLING_PATIENCE = 0.5
+
 # At rest, and no goal is taken.
 CLOSED = (State.STATE_FAULT, State.STATE_HALTED, State.STATE_YIELDED)
 
@@ -125,8 +128,8 @@ class Conductor:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing moves: there is nothing to write."""
-        return self.follower.resting
+        """Nothing moves: all that was written has been reached, and there is nothing to write."""
+        return self.follower.resting and not any(writer.pending for writer in self._writers.values())
 
     @property
     def lingers(self) -> bool:
@@ -148,7 +151,7 @@ class Conductor:
         self._capture_to_command = math.nan
         self._announcer.task(task, True, task.began)
         # A robot that still moves for the task before comes to rest first: the new one starts from rest.
-        self.set_state(State.STATE_WAITING if self.follower.resting else State.STATE_STOPPING, None)
+        self.set_state(State.STATE_WAITING if self.at_rest else State.STATE_STOPPING, None)
         self._stop_began = self._rested_at = task.began
         self._log.info(f"task {task.task_id}: {task.instruction!r}, at most {task.time_limit} s")
 
@@ -174,6 +177,8 @@ class Conductor:
                 self._run(task, now)
             elif self.state == State.STATE_HOMING:
                 self._go_home(now)
+            elif self.state == State.STATE_HOLDING:
+                self.follower.settle(now)
             if self.state == State.STATE_STOPPING:
                 self._stop(now)
             elif self.state == State.STATE_STOPPED:
@@ -181,18 +186,21 @@ class Conductor:
         except MotionError as error:
             self._fault(str(error))
             return
-        if not (self.follower.placed or self.follower.resting):
+        if not (self.follower.placed or self.follower.resting) and self.state != State.STATE_STOPPING:
             # After a fault, or a clock that stood: what is told velocities comes to rest.
             self._write(self.follower.halt(), now)
 
     def _shift(self, step: float) -> None:
         """The clock went back: what is counted from its past goes with it."""
         self._log.warning(f"the clock went back by {-step:.2f} s")
-        self._rested_at += step
-        self._hold_began += step
-        self._stop_began += step
+        # What has begun since the clock went back is right already.
+        now = self._last + step
+        shifted = lambda time: time + step if time > now else time  # noqa: E731
+        self._rested_at, self._hold_began, self._stop_began = map(
+            shifted, (self._rested_at, self._hold_began, self._stop_began)
+        )
         if self.task is not None:
-            self.task.began += step
+            self.task.began = shifted(self.task.began)
 
     def _watch(self, task: ActiveTask, now: float) -> None:
         """Decide whether the task must end, or the robot stop."""
@@ -240,6 +248,8 @@ class Conductor:
     def _start_moving(self, task: ActiveTask, now: float) -> None:
         # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
         if task.moved:
+            if not self.follower.settle(now) and now - self._rested_at < SETTLING_PATIENCE:
+                return  # it lags behind its last set-point: where it comes to rest is not known yet
             if moved := self.follower.go_on(now):
                 self._log.warning(f"{', '.join(moved)}: moved by others meanwhile; goes on from where it is")
         else:
@@ -305,8 +315,9 @@ class Conductor:
         return True
 
     def _stop(self, now: float) -> None:
-        self._write(self.follower.brake(), now)
         if not self.follower.resting:
+            self._write(self.follower.brake(), now)
+        if not self.at_rest:
             return
         self.stop_duration = now - self._stop_began
         task, self._rested_at = self.task, now
@@ -323,6 +334,7 @@ class Conductor:
 
     def _stay(self, task: ActiveTask, now: float) -> None:
         """At rest within a task: go on when the reason has passed, else end."""
+        self.follower.settle(now)
         trouble = self._find_trouble(task, now)
         if trouble is None and self._pending is not None:
             # It came after the stop began: all that it depends on works again.
@@ -341,7 +353,7 @@ class Conductor:
             self.begin_stop(trouble, now)
             return
         self._write(self.follower.step_home(), now)
-        if self.follower.homed:
+        if self.follower.homed and self.at_rest:
             self.set_state(State.STATE_IDLE, None)
 
     # From one state to another
@@ -373,7 +385,7 @@ class Conductor:
                 self._decide(reason)
         elif self.state == State.STATE_FAULT:
             pass  # nothing is written in it
-        elif not self.follower.resting:
+        elif not self.at_rest:
             self.begin_stop(reason, self.now)
         else:
             self._settle(None)
@@ -410,7 +422,7 @@ class Conductor:
 
     def end_at_once(self, reason: Trouble) -> None:
         """Ramp to rest here and now: the loop has been stopped."""
-        while not self.at_rest:
+        while not self.follower.resting:
             try:
                 self._write(self.follower.brake(), self.now)
             except MotionError as error:
@@ -430,7 +442,7 @@ class Conductor:
     def _decide(self, verdict: Trouble) -> None:
         """The task ends; the robot comes to rest first."""
         self.task.verdict = verdict
-        if self.follower.resting and self.state != State.STATE_RUNNING:
+        if self.at_rest and self.state != State.STATE_RUNNING:
             self._finish(self.task, verdict)
             return
         reason = verdict if verdict.code >= FIRST_ERROR else None

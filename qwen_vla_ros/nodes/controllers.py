@@ -39,6 +39,9 @@ FORGET_PERIOD = 1.0
 # How often a set-point that is held is said again [s]: one message may be lost, a hundred in a second cost.
 REPEAT_PERIOD = 0.1
 
+# How far behind an action may be without a word [s].
+WARN_LAG = 0.3
+
 # How long an answer to "is the action server there" counts [s].
 LOOK_PERIOD = 0.1
 
@@ -217,6 +220,11 @@ class TopicWriter:
         """Frame in which the base is measured; where a message names none, it is the one before."""
         self._messages.pose_frame = frame or self._messages.pose_frame
 
+    @property
+    def pending(self) -> bool:
+        """Set-points are on their way: what is told next comes after them."""
+        return False
+
     def flush(self, rest: bool) -> None:
         """Nothing waits here."""
 
@@ -333,6 +341,11 @@ class ActionWriter:
             self._post()
         self._node.executor.create_task(self._send)
 
+    @property
+    def pending(self) -> bool:
+        """Set-points are on their way: the robot moves until they are reached."""
+        return bool(self._waiting or self._outbox or (self._ahead and self._ahead[-1][0] > self._now()))
+
     def flush(self, rest: bool) -> None:
         """Send the goals that are complete, with `rest` what is left, too. For rclpy's thread, while it is
         held up and comes to no task."""
@@ -389,7 +402,16 @@ class ActionWriter:
         begin = left[-1][0] if left else now
         new = [(begin + self._period * (k + 1), command) for k, command in enumerate(commands)]
         self._ahead = left + new
-        return [SetPoint(command, due - now) for due, command in self._ahead]
+        lag = begin - now
+        if lag > WARN_LAG:
+            self._node.get_logger().warning(
+                f"{self.topic} is {lag:.2f} s behind: goals were sent late; is this computer overloaded?",
+                throttle_duration_sec=5.0,
+            )
+        # One that is due at once would ask for as much speed as goals jitter.
+        return [
+            SetPoint(command, due - now) for due, command in self._ahead if due - now > 0.99 * self._period
+        ]
 
     def _answered(self, future: Any) -> None:
         if not future.result().accepted:

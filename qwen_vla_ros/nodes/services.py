@@ -101,6 +101,8 @@ class Services:
         conductor = self._conductor
         if conductor.task is not None or conductor.state != State.STATE_IDLE:
             return False, "the robot is busy or stopped: home is for a robot without a task"
+        if not conductor.at_rest:
+            return False, "the robot still comes to rest: call again"
         conductor.watchdog.begin()
         trouble = conductor.watchdog.find_in_robot(conductor.now)
         if trouble is not None:

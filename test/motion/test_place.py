@@ -53,6 +53,30 @@ def test_going_on_after_others_moved_the_robot_starts_where_it_is():
     assert gripper.position[0] > 0.03
 
 
+def test_droop_is_not_a_push_and_a_small_push_is_one():
+    follower = begin(PANDA, HOME)
+    now, _ = lead(follower, np.repeat((HOME + 0.1)[None], PANDA.horizon, axis=0), 0.5)
+    while not follower.resting:
+        last = follower.brake()
+    told = np.concatenate([command.position for command in last])
+    drooping = told - np.append(np.full(7, 0.2), 0.0)
+    for step in range(-20, 1):
+        follower.joints.add(now + 0.01 * step, told)
+    for step in range(1, 30):
+        # Still on its way down for 0.1 s, and then it stands.
+        follower.joints.add(now + 0.01 * step, told + min(1.0, 0.1 * step) * (drooping - told))
+        assert follower.settle(now + 0.01 * step) == (step >= 20)
+    now += 0.3
+    assert follower.go_on(now) == []
+    assert follower.brake()[0].position == pytest.approx(told[:7], abs=1e-9)
+    follower.settle(now)
+    pushed = drooping.copy()
+    pushed[2] += 0.08
+    follower.joints.add(now + 0.1, pushed)
+    assert follower.go_on(now + 0.1) == ["arm"]
+    assert follower.brake()[0].position == pytest.approx(pushed[:7], abs=1e-9)
+
+
 def test_a_base_brakes_when_joints_cannot_be_planned():
     body = load_embodiment("mobile_aloha")
     start = np.array([body.home.get(name, 0.0) for name in body.joints])
@@ -117,6 +141,12 @@ def test_twists_are_of_the_commands_and_begin_anew_with_each_start():
     limit = body.actions[0].limits.linear.velocity
     assert np.linalg.norm(twists, axis=1)[:3].max() <= limit
     assert twists[-1][:3].any()
+    while not follower.resting:
+        last = follower.brake()[0]
+    assert last.twist.tolist() == [0.0] * 6  # nothing follows that would end it
+    follower.offer(rows, now, 1 / body.control_rate, now)
+    for step in range(30):
+        follower.step(now + step * follower.period)
     # A fault: it stands. Then others move the arm, and a motion from there says nothing of the way between.
     (halted,) = follower.halt()
     assert halted.twist.tolist() == [0.0] * 6
@@ -154,6 +184,11 @@ def test_publishers_of_joints_have_stamps_of_their_own():
     assert history.at(0.45) == pytest.approx([0.45, -0.45, 5.45])
     assert history.at(0.95) == pytest.approx([0.95, -0.95, 5.8])
     assert history.latest == pytest.approx([1.0, -1.0, 5.8])
+    # A clock that was reset, and one publisher has gone.
+    history.add(1000.0, [1.0, 1.0, 1.0])
+    history.add(1000.0, [5.0], right)
+    history.add(1.0, [2.0, 2.0, 2.0])
+    assert history.at(1.0) == pytest.approx([2.0, 2.0, 2.0])
     history.clear()
     assert np.isnan(history.at(0.5)).all()
 

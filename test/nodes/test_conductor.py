@@ -50,6 +50,7 @@ class Node:
 
 class Writer:
     stamped = connected = True
+    pending = False
     kind = topic = "test"
 
     def __init__(self) -> None:
@@ -196,11 +197,29 @@ class SimpleLock:
     def __exit__(self, *_: Any) -> None: ...
 
 
-def test_a_fault_of_the_arms_brakes_the_base(monkeypatch):
+def base_of(robot: Robot) -> Writer:
+    return next(writer for writer in robot.writers.values() if isinstance(writer.sent[-1], BaseCommand))
+
+
+def check_steps(robot: Robot, base: Writer) -> None:
+    """The base was told no change of velocity that its limits forbid."""
+    limits = next(group.limits for group in robot.body.actions if group.kind == "base_velocity")
+    told = np.array([command.velocity[0] for command in base.sent])
+    assert np.abs(np.diff(told)).max() <= 1.01 * limits.linear.acceleration * robot.follower.period
+
+
+@pytest.mark.parametrize("ticks", [0, 7, 23, 60])
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_a_fault_of_the_arms_brakes_the_base(monkeypatch, chunks, ticks):
+    """Whatever it was doing: speeding up, settling, at speed."""
     robot = Robot("mobile_aloha")
-    goal = robot.move(0.1, base=0.4, chunks=4)
-    base = next(w for n, w in robot.writers.items() if isinstance(w.sent[-1], BaseCommand))
-    assert base.sent[-1].velocity[0] > 0.1
+    goal = robot.move(0.1, base=0.4, chunks=chunks)
+    for _ in range(ticks):
+        if robot.follower.timeline.remaining(robot.node.now) < 0.1:
+            robot.chunk(0.1, 0.4)
+        robot.tick()
+    base = base_of(robot)
+    assert base.sent[-1].velocity[0] > 0.05
     robot.break_planner(monkeypatch)
     arms = robot.sent - len(base.sent)
     robot.tick(2.0)
@@ -209,6 +228,7 @@ def test_a_fault_of_the_arms_brakes_the_base(monkeypatch):
     assert base.sent[-1].velocity.tolist() == [0.0, 0.0]
     assert robot.sent - len(base.sent) == arms
     told = len(base.sent)
+    check_steps(robot, base)
     robot.tick(0.5)
     assert len(base.sent) == told, "at rest there is nothing to say"
 
@@ -261,7 +281,7 @@ def test_a_clock_that_stood_leaves_nothing_in_motion(monkeypatch):
     wall[0] = 10.0
     robot.conductor.say()
     assert goal.result.code == Result.JOINT_STATE_STALE
-    base = next(w for w in robot.writers.values() if isinstance(w.sent[-1], BaseCommand))
+    base = base_of(robot)
     # The clock goes on with the robot elsewhere, as when a simulation was started anew.
     robot.follows = False
     robot.joints[:3] += 0.5
@@ -275,6 +295,105 @@ def test_a_clock_that_stood_leaves_nothing_in_motion(monkeypatch):
     robot.tick()
     arm = next(iter(robot.writers.values()))
     assert arm.sent[-1].position[:3] == pytest.approx(robot.joints[:3], abs=0.02)
+
+
+@pytest.mark.parametrize("then", ["goal", "stop", "take_over", "home"])
+def test_a_base_that_brakes_after_a_clock_stood_brakes_on(monkeypatch, then):
+    robot = Robot("mobile_aloha")
+    robot.move(0.1, base=0.4, chunks=4)
+    base = base_of(robot)
+    wall = [0.0]
+    monkeypatch.setattr(conducting.time, "monotonic", lambda: wall[0])
+    robot.conductor.say()
+    wall[0] = 10.0
+    robot.conductor.say()
+    robot.tick(0.1)
+    if then == "goal":
+        robot.goal()
+    elif then == "home":
+        assert robot.ask("home") == (False, "the robot still comes to rest: call again")
+    elif then == "take_over":
+        assert robot.ask("take_over", SetBool, data=True)[0]
+    else:
+        assert robot.ask("stop")[0]
+    told = len(base.sent)
+    robot.tick()
+    assert len(base.sent) == told + 1
+    robot.tick(2.0)
+    assert base.sent[-1].velocity[0] == 0.0
+    check_steps(robot, base)
+
+
+def test_a_goal_right_after_a_reset_of_the_clock_has_its_time():
+    robot = Robot()
+    robot.tick(0.5)
+    robot.node.now = 0.4
+    goal = robot.goal(limit=60.0)
+    robot.tick(1.0)
+    assert goal.result is None
+    assert robot.conductor.task.began == 0.4
+
+
+def test_rest_is_when_what_was_sent_has_been_reached():
+    """Goals of actions run behind: before they end the robot is not at rest, whoever wants it."""
+    robot = Robot()
+    robot.move()
+    robot.writers["arm"].pending = True
+    robot.ask("take_over", SetBool, data=True)
+    robot.tick(2.0)
+    assert robot.conductor.state == State.STATE_STOPPING
+    assert robot.ask("home")[0] is False
+    robot.writers["arm"].pending = False
+    robot.tick()
+    assert robot.conductor.state == State.STATE_YIELDED
+
+
+def test_droop_makes_no_step_at_each_pause():
+    robot = Robot("so101")
+    robot.move()
+    robot.follows = False
+    arm = robot.writers["arm"]
+    part = next(part for group, part in robot._parts() if group.name == "arm")
+    for _ in range(3):
+        for _ in range(200):
+            robot.joints[part] = arm.sent[-1].position - 0.2
+            robot.tick()
+            if robot.conductor.state == State.STATE_RUNNING:
+                assert robot.ask("pause")[0]
+        assert robot.conductor.state == State.STATE_HOLDING
+        last = arm.sent[-1].position
+        assert robot.ask("resume")[0]
+        sent = len(arm.sent)
+        robot.tick()
+        robot.chunk(0.2)
+        robot.tick()
+        assert arm.sent[sent].position == pytest.approx(last, abs=1e-3)
+
+
+@pytest.mark.parametrize("body", ["ur5e", "so101", "tm12"])
+def test_a_robot_that_lags_goes_on_without_a_jump(body):
+    """Paused and resumed in motion: the next chunk comes while it still catches up with its set-points."""
+    robot = Robot(body)
+    robot.move(0.6)
+    robot.follows = False
+    arm = robot.writers["arm"]
+    part = next(part for group, part in robot._parts() if group.name == "arm")
+    limit = next(group.limits.velocity for group in robot.body.actions if group.name == "arm")
+    lag = round(0.35 / robot.follower.period)
+    states, way = set(), [command.position for command in arm.sent]
+    for _ in range(round(4.0 / robot.follower.period)):
+        way.append(arm.sent[-1].position)
+        robot.joints[part] = way[max(0, len(way) - lag)]
+        if robot.conductor.state == State.STATE_RUNNING and not states:
+            robot.ask("pause")
+            robot.ask("resume")
+        if robot.conductor._pending is None:
+            robot.chunk(0.3)
+        states.add(robot.conductor.state)
+        robot.tick()
+    assert {State.STATE_STOPPING, State.STATE_RUNNING} <= states
+    told = np.array([command.position for command in arm.sent])
+    assert (np.abs(np.diff(told, axis=0)) <= 1.01 * limit * robot.follower.period).all()
 
 
 @pytest.mark.parametrize("by", ["hand", "driver"])
@@ -296,9 +415,10 @@ def test_a_robot_that_was_moved_within_a_task_goes_on_from_where_it_is(by):
         robot.tick(0.5)
         assert robot.ask("resume")[0]
     sent = len(robot.writers["arm"].sent)
-    robot.tick()
-    robot.chunk()
-    robot.tick()
+    for _ in range(100):
+        if robot.conductor._pending is None:
+            robot.chunk()
+        robot.tick()
     first = robot.writers["arm"].sent[sent]
     assert first.position[0] == pytest.approx(robot.joints[0], abs=0.01)
     assert any("moved by others" in line for line in robot.node.log)

@@ -135,7 +135,12 @@ def test_goals_ask_for_no_speed_that_the_set_points_do_not_have(ros_node, monkey
     while not writer.done():
         time.sleep(0.01)
     writer = writer.result()
-    node = SimpleNamespace(now=0.0, executor=SimpleNamespace(create_task=lambda call: None))
+    said: list[str] = []
+    node = SimpleNamespace(
+        now=0.0,
+        executor=SimpleNamespace(create_task=lambda call: None),
+        get_logger=lambda: SimpleNamespace(warning=lambda text, **_: said.append(text)),
+    )
     monkeypatch.setattr(writer, "_node", node)
     monkeypatch.setattr(writer, "_now", lambda: node.now)
     client = SimpleNamespace(
@@ -168,6 +173,7 @@ def test_goals_ask_for_no_speed_that_the_set_points_do_not_have(ros_node, monkey
             place = there
     assert place == pytest.approx(1.8 * 2.5)
     assert max(speeds) < 1.8 * 1.1
+    assert bool(said) == (held_up == math.inf)
     wait = ros_node.executor.create_task(lambda: ros_node.destroy_timer(writer._timer))
     while not wait.done():
         time.sleep(0.01)
