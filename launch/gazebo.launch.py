@@ -5,11 +5,17 @@ The robot is a URDF or xacro file with a <ros2_control> part for gz_ros2_control
 robot.launch.py too.
 """
 
+import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    AppendEnvironmentVariable,
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import Command, LaunchConfiguration
 from launch_ros.actions import Node
@@ -40,8 +46,14 @@ def prepare(context: LaunchContext) -> list:
     gz = PythonLaunchDescriptionSource(
         str(Path(get_package_share_directory("ros_gz_sim")) / "launch" / "gz_sim.launch.py")
     )
-    fitted = launching.temporary_file(launching.gazebo_world(path.read_text(), body, namespace), ".sdf")
-    arguments = f"-r {'-s ' if value('headless') == 'true' else ''}{fitted}"
+    text = path.read_text()
+    fitted = launching.gazebo_world(text, body, namespace)
+    # As it is, where it can be: what it refers to lies beside it.
+    file = str(path) if fitted == text else launching.temporary_file(fitted, ".sdf")
+    arguments = f"-r {'-s ' if value('headless') == 'true' else ''}{file}"
+    # Where Gazebo looks for package://, which it reads as model://, and for what lies beside the world.
+    prefixes = filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))
+    places = [*(str(Path(prefix) / "share") for prefix in prefixes), str(path.resolve().parent)]
 
     def node(package: str, executable: str, words: list | None = None, **parameters) -> Node:
         return Node(
@@ -54,6 +66,7 @@ def prepare(context: LaunchContext) -> list:
         )
 
     return [
+        *(AppendEnvironmentVariable("GZ_SIM_RESOURCE_PATH", place) for place in places),
         IncludeLaunchDescription(gz, launch_arguments={"gz_args": arguments}.items()),
         node("robot_state_publisher", "robot_state_publisher", robot_description=urdf),
         node("ros_gz_sim", "create", ["-topic", "robot_description", "-name", body.name]),

@@ -12,7 +12,7 @@ from launch.actions import (
     SetEnvironmentVariable,
 )
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -73,10 +73,7 @@ def start(context: LaunchContext) -> list:
 
 
 def generate_launch_description() -> LaunchDescription:
-    profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE",
-        default_value=launching.fastdds_profile(SHARE / "config", "fastdds_network.xml"),
-    )
+    profile = launching.fastdds_default(SHARE / "config", "fastdds_network.xml")
     arguments = [
         ("namespace", "", "ROS namespace of the robot.", None),
         ("embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file.", None),

@@ -6,7 +6,7 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from qwen_vla_ros import launching
@@ -32,7 +32,7 @@ def start(context: LaunchContext) -> list:
         )
     if not config.endswith(".rviz"):
         path = launching.temporary_file(launching.rviz_config(path.read_text(), body), ".rviz")
-    frame, clock = value("fixed_frame"), value("clock")
+    frame, clock, simulated = value("fixed_frame"), value("clock"), value("use_sim_time") == "true"
     return [
         Node(
             package="rviz2",
@@ -40,8 +40,11 @@ def start(context: LaunchContext) -> list:
             name="rviz",
             namespace=value("namespace"),
             arguments=["-d", str(path), *(["-f", frame] if frame else [])],
-            parameters=[{"use_sim_time": value("use_sim_time") == "true"}],
-            remappings=[("/clock", clock)] if clock != "/clock" else None,
+            parameters=[{"use_sim_time": simulated}],
+            # With the clock of a simulated robot go its transforms.
+            remappings=[("/clock", clock), ("/tf", "tf"), ("/tf_static", "tf_static")]
+            if clock != "/clock" and simulated
+            else None,
             ros_arguments=["--log-level", value("log_level")],
             output="screen",
         )
@@ -49,10 +52,7 @@ def start(context: LaunchContext) -> list:
 
 
 def generate_launch_description() -> LaunchDescription:
-    profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE",
-        default_value=launching.fastdds_profile(SHARE / "config", "fastdds_network.xml"),
-    )
+    profile = launching.fastdds_default(SHARE / "config", "fastdds_network.xml")
     arguments = [
         ("namespace", "", "ROS namespace of the robot.", None),
         ("embodiment", "franka_panda", "Name of an embodiment, or path of its YAML file.", None),

@@ -7,7 +7,7 @@ from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -45,10 +45,7 @@ def start(context: LaunchContext) -> list:
 
 
 def generate_launch_description() -> LaunchDescription:
-    profile = EnvironmentVariable(
-        "FASTDDS_DEFAULT_PROFILES_FILE",
-        default_value=launching.fastdds_profile(SHARE / "config", "fastdds.xml"),
-    )
+    profile = launching.fastdds_default(SHARE / "config", "fastdds.xml")
     robot = PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py"))
     return LaunchDescription(
         [
@@ -61,8 +58,10 @@ def generate_launch_description() -> LaunchDescription:
                 "fastdds_profile", default_value=profile, description="XML profile of Fast DDS."
             ),
             OpaqueFunction(function=check),
-            # Every simulated world has a clock of its own: that of its namespace.
+            # Every simulated world has a clock of its own, and what is stamped by it: those of its namespace.
             SetRemap("/clock", "clock"),
+            SetRemap("/tf", "tf"),
+            SetRemap("/tf_static", "tf_static"),
             IncludeLaunchDescription(robot),
             OpaqueFunction(function=start),
         ]

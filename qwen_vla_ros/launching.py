@@ -168,6 +168,16 @@ def fastdds_profile(config: Path, name: str) -> str:
     return str(config / "jazzy" / name if os.environ.get("ROS_DISTRO") == "jazzy" else config / name)
 
 
+def fastdds_default(config: Path, name: str) -> Any:
+    """The profile that the user has set, by whichever name this Fast DDS reads; else the package's own."""
+    from launch.substitutions import EnvironmentVariable
+
+    default: Any = fastdds_profile(config, name)
+    for variable in reversed(fastdds_variables()):
+        default = EnvironmentVariable(variable, default_value=default)
+    return default
+
+
 def temporary_file(content: str, suffix: str) -> str:
     """Path of a file with the content, which is gone when this process ends."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=suffix, delete=False) as file:
@@ -185,14 +195,22 @@ def rviz_config(config: str, body: Body) -> str:
 
 
 def gazebo_world(world: str, body: Body, namespace: str) -> str:
-    """An SDF world whose cameras have topic and size of the views of their name, and a twin for its depth."""
-    root = ElementTree.fromstring(world)
+    """An SDF world whose cameras have topic and size of the views of their name, and a twin for its depth.
+
+    The same text where no camera has such a name.
+    """
+    try:
+        root = ElementTree.fromstring(world)
+    except ElementTree.ParseError:
+        return world  # Gazebo reads more than XML, such as prefixes that nobody declared
+    changed = False
     cameras = {camera.view: camera for camera in body.cameras}
     for link in root.iter("link"):
         for sensor in link.findall("sensor"):
             camera = cameras.get(sensor.get("name", ""))
             if camera is None:
                 continue
+            changed = True
             _put(sensor, "topic", absolute(namespace, camera.base))
             for name, size in zip(("width", "height"), camera.size, strict=True):
                 _put(sensor, f"camera/image/{name}", str(size))
@@ -203,7 +221,7 @@ def gazebo_world(world: str, body: Body, namespace: str) -> str:
                 _put(depth, "topic", absolute(namespace, camera.depth))
                 _put(depth, "camera/image/format", "R_FLOAT32")
                 link.append(depth)
-    return ElementTree.tostring(root, encoding="unicode")
+    return ElementTree.tostring(root, encoding="unicode") if changed else world
 
 
 def _put(sensor: ElementTree.Element, path: str, text: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import os
 from typing import Any
 
 import cv2
@@ -12,10 +13,13 @@ import numpy.typing as npt
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
+    # Ubuntu 24.04's is built for numpy 1. Beside numpy 2 from pip it is imported, with a warning of numpy,
+    # and ends the process at the first image.
+    if int(np.__version__.partition(".")[0]) > 1 and os.environ.get("ROS_DISTRO") in ("jazzy", "kilted"):
+        raise ImportError("cv_bridge is for numpy 1")
     from cv_bridge import CvBridge, CvBridgeError
 
-    # Converts colours; it cannot be imported beside another numpy than it was built for, such as numpy 2 from
-    # pip on Ubuntu 24.04.
+    # Converts colours.
     from cv_bridge.boost import cv_bridge_boost  # noqa: F401
 except (ImportError, AttributeError):
     from .cv_bridge_adapter import CvBridge, CvBridgeError  # type: ignore[assignment]

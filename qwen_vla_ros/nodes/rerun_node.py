@@ -284,8 +284,17 @@ class RerunNode(BodyNode):
                 self._series(group.name, "measured", stamp, values)
 
     def _on_command(self, message: Any, name: str, read: Callable) -> None:
-        if self._due(f"command {name}"):
-            self._series(name, "commanded", self.now, read(message))
+        if not self._due(f"command {name}"):
+            return
+        try:
+            values = read(message)
+        except (IndexError, KeyError, ValueError):
+            # Of somebody else: an empty trajectory is a stop, and one may move some joints only.
+            self.get_logger().warning(
+                f"a command of {name} without all of its joints is not shown", throttle_duration_sec=5.0
+            )
+            return
+        self._series(name, "commanded", self.now, values)
 
     def _on_path(self, message: PathMessage, name: str) -> None:
         places = [pose.pose.position for pose in message.poses]

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from typing import Any
 
+_ADVICE = "pip install 'transforms3d>=0.4.2' into the environment that the nodes run in"
+
 try:
     from tf_transformations import euler_from_quaternion, quaternion_from_euler
+except AttributeError as error:
+    # It imports transforms3d, of which Ubuntu 24.04 has one that knows numpy 1 only.
+    raise ImportError(f"tf_transformations cannot be imported ({error}): {_ADVICE}") from error
 except ModuleNotFoundError as error:
     if error.name != "tf_transformations":
         raise
-    from transforms3d import euler
+    try:
+        from transforms3d import euler
+    except AttributeError as fault:
+        raise ImportError(f"transforms3d is too old for this numpy ({fault}): {_ADVICE}") from fault
 
     def quaternion_from_euler(ai: float, aj: float, ak: float, axes: str = "sxyz"):  # type: ignore[misc]
         """Quaternion (x, y, z, w) of Euler angles [rad]. Shape (4,)."""

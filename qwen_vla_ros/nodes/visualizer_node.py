@@ -431,6 +431,8 @@ class VisualizerNode(BodyNode):
         marker = Marker(ns=ns, id=number, type=kind, action=Marker.ADD)
         marker.header.stamp = self.stamp(self.now)
         marker.header.frame_id = frame
+        # Else RViz wants the transform of that very moment, which comes later: the marker would not be shown.
+        marker.frame_locked = True
         marker.pose.orientation.w = 1.0
         marker.scale.x = marker.scale.y = width
         return marker

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,7 +75,9 @@ class Engine:
                 except Exception as error:  # torch.jit raises whatever it meets
                     LOG.warning("cannot be traced, runs operation by operation: %s", error)
             self.how = "operation by operation"
-            return lambda count: self.fixed(*self._arguments(count))
+            # What refers to itself is freed by the collector alone, which nodes keep from old objects.
+            own = weakref.proxy(self)
+            return lambda count: own.fixed(*own._arguments(count))
 
     def _capture(self) -> Callable[[int], Tensor]:
         stream = torch.cuda.Stream(self.device)
@@ -105,7 +108,8 @@ class Engine:
         for _ in range(WARM_UP_RUNS):
             traced(*self._arguments())
         self.how = "TorchScript"
-        return lambda count: traced(*self._arguments(count))
+        own = weakref.proxy(self)
+        return lambda count: traced(*own._arguments(count))
 
     def holds(self, token_ids: Sequence[int], image_id: int) -> bool:
         """Whether a prompt has this shape."""

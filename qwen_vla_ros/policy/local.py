@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from qwen_vla_ros.embodiment import Embodiment, Statistics, normalise, render_pr
 from qwen_vla_ros.model import flow_matching
 from qwen_vla_ros.model.checkpoint import Checkpoint, load_checkpoint
 from qwen_vla_ros.model.fixed import Shape, shape_of
-from qwen_vla_ros.model.processor import ProcessorError
+from qwen_vla_ros.model.processor import ProcessorError, QwenVLAProcessor
 from qwen_vla_ros.policy import serving
 from qwen_vla_ros.policy.engine import Engine
 from qwen_vla_ros.policy.interface import Continuation, Observation, ObservationError, PolicyError, PolicyInfo
@@ -94,6 +94,8 @@ class LocalPolicy:
         self._engines: dict[Shape, Engine] = {}
         self._told: set[str] = set()
         # Tokens change with the instruction only, not with the image.
+        # Not a method: a cache that holds the policy would keep its weights until the collector comes.
+        self._tokenize_prompt = partial(_tokenize, self._processor, self._model.device)
         self._tokenize = lru_cache(maxsize=64)(self._tokenize_prompt)
 
     @classmethod
@@ -184,10 +186,6 @@ class LocalPolicy:
         if text not in self._told:
             self._told.add(text)
             LOG.warning(text)
-
-    def _tokenize_prompt(self, text: str, views: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        tensors = self._processor.prompts([(text, views)])
-        return {name: tensor.to(self._model.device) for name, tensor in tensors.items()}
 
     def resize(self, view: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         try:
@@ -284,3 +282,9 @@ class LocalPolicy:
     def _check(self, sample: NDArray[np.float32], embodiment: Embodiment) -> NDArray[np.float32]:
         expert = self._model.config.action_expert
         return serving.checked(sample, embodiment, expert.horizon, expert.channels)
+
+
+def _tokenize(
+    processor: QwenVLAProcessor, device: torch.device, text: str, views: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in processor.prompts([(text, views)]).items()}

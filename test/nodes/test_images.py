@@ -136,9 +136,39 @@ def test_a_cv_bridge_for_another_numpy_is_left_alone(breaks, tmp_path):
     (boost / "__init__.py").touch()
     (boost / "cv_bridge_boost.py").write_text(f"raise {breaks}('_ARRAY_API not found')\n")
     show = "from qwen_vla_ros.nodes import images; print(images.CvBridge.__module__)"
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
+        "ROS_DISTRO": "rolling",
+    }
     said = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True)
     assert said.stdout.strip() == "qwen_vla_ros.nodes.cv_bridge_adapter", said.stderr
+
+
+@pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="needs numpy 2")
+@pytest.mark.parametrize(
+    ("distro", "taken"), [("jazzy", "qwen_vla_ros.nodes.cv_bridge_adapter"), ("rolling", "cv_bridge")]
+)
+def test_a_cv_bridge_for_numpy_1_is_left_alone_though_it_can_be_imported(distro, taken, tmp_path):
+    """As that of Ubuntu 24.04 beside numpy 2: it would end the process at the first image."""
+    boost = tmp_path / "cv_bridge" / "boost"
+    boost.mkdir(parents=True)
+    (boost.parent / "__init__.py").write_text("class CvBridge: pass\nclass CvBridgeError(TypeError): pass\n")
+    (boost / "__init__.py").touch()
+    (boost / "cv_bridge_boost.py").touch()
+    show = "from qwen_vla_ros.nodes import images; print(images.CvBridge.__module__)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}", "ROS_DISTRO": distro}
+    said = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == taken, said.stderr
+
+
+def test_a_transforms3d_for_another_numpy_is_named(tmp_path):
+    (tmp_path / "tf_transformations.py").write_text("import transforms3d\n")
+    (tmp_path / "transforms3d.py").write_text("import numpy\nnumpy.maximum_sctype(float)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    command = [sys.executable, "-c", "from qwen_vla_ros.nodes import transforms"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "pip install 'transforms3d>=0.4.2'" in said.stderr.splitlines()[-1]
 
 
 def test_adapter_has_the_defaults_of_cv_bridge():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,6 +218,20 @@ def test_markers_become_shapes():
     )
     with pytest.raises(ValueError, match="type 10 is not drawn"):
         shape(Marker(ns="x", type=Marker.MESH_RESOURCE))
+
+
+def test_commands_of_others_that_say_less_are_not_shown(node):
+    said, calls = [], []
+    node.get_logger = lambda: SimpleNamespace(warning=lambda text, **_: said.append(text))
+    node._due = lambda name: True
+    node._series = lambda *what: calls.append(what)
+    arm = PANDA.actions[0]
+    _, read = command_reader(arm)
+    point = JointTrajectoryPoint(positions=[0.1])
+    for message in (JointTrajectory(), JointTrajectory(joint_names=[arm.joints[0]], points=[point])):
+        node._on_command(message, "arm", read)
+    assert len(said) == 2
+    assert not calls
 
 
 def test_commands_are_read_in_the_order_of_the_group():

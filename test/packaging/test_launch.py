@@ -13,6 +13,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -176,6 +177,30 @@ def test_cameras_of_gazebo_are_fitted_to_the_embodiment(write_body):
     assert (depth.get("type"), depth.findtext("topic")) == ("depth_camera", "/head/depth")
     assert depth.findtext("camera/image/format") == "R_FLOAT32"
     assert depth.findtext("camera/image/height") == "48"
+
+
+@pytest.mark.parametrize("world", ["<sdf><world name='lab'/></sdf>", "<sdf><gz:own/></sdf>"])
+def test_a_world_without_our_cameras_is_left_as_it_is(world):
+    """What it refers to lies beside it; and Gazebo reads more than XML."""
+    assert launching.gazebo_world(world, launching.read_body("franka_panda"), "left") == world
+
+
+@pytest.mark.parametrize("distro", ["kilted", "jazzy"])
+def test_a_profile_that_the_user_has_set_wins(distro, monkeypatch):
+    # launch is not among the ROS wheels; it looks when a launch file runs, this at once.
+    look = SimpleNamespace(
+        EnvironmentVariable=lambda name, default_value: os.environ.get(name, default_value)
+    )
+    monkeypatch.setitem(sys.modules, "launch", SimpleNamespace(substitutions=look))
+    monkeypatch.setitem(sys.modules, "launch.substitutions", look)
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    names = launching.fastdds_variables()
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    ours = launching.fastdds_profile(ROOT / "config", "fastdds.xml")
+    assert launching.fastdds_default(ROOT / "config", "fastdds.xml") == ours
+    monkeypatch.setenv(names[-1], "/etc/mine.xml")
+    assert launching.fastdds_default(ROOT / "config", "fastdds.xml") == "/etc/mine.xml"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +92,24 @@ def test_an_image_that_is_kept_is_seen(kept: str) -> None:
     process, python = growth(infer)
     assert process > 0.8 * IMAGE
     assert python > 0.8 * IMAGE if kept == "array" else python < IMAGE
+
+
+@pytest.mark.parametrize("backend", ["eager", "engine", "onnx"])
+def test_a_policy_that_nobody_holds_is_gone_at_once(backend: str, request) -> None:
+    """Without the collector, which nodes keep from what is old: a model that is loaded anew would be there
+    twice."""
+    shipped = resources.checkpoints_directory() / "qwen_vla_tiny"
+    folder = request.getfixturevalue("graphs") if backend == "onnx" else shipped
+    policy = load_policy(folder, "cpu", backend=backend, steps=1, threads=1)
+    body = load_embodiment("franka_panda")
+    policy.configure(body)
+    image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    policy.infer(Observation({"ego": image}, "reach the red cube", 0.0), seed=0)
+    held = weakref.ref(policy if backend == "onnx" else policy._model)
+    gc.collect()
+    gc.disable()
+    try:
+        del policy
+        assert held() is None
+    finally:
+        gc.enable()
