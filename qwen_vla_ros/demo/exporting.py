@@ -22,7 +22,7 @@ from qwen_vla_ros.policy import MANIFEST
 from qwen_vla_ros.resources import checkpoints_directory
 
 # Raised when what is exported changes for the same checkpoint.
-_REVISION = 2
+_REVISION = 3
 _NEEDED = ("onnx", "onnxruntime")
 
 

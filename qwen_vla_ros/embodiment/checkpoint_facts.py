@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from qwen_vla_ros.embodiment.errors import value_text
 
 # Names a folder that `qwen-vla export` wrote.
 MANIFEST = "onnx.json"
@@ -76,8 +79,24 @@ def _check_entry(path: Path, name: str, entry: Any) -> None:
     for key, kind in _FIELDS.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
             raise CheckpointFolderError(f"{path}: {name}: found no {key}; write the checkpoint again")
+    for key in ("q01", "q99", "control_rate"):
+        for value in entry[key] if isinstance(entry[key], list) else [entry[key]]:
+            if not _is_finite(value):
+                raise CheckpointFolderError(
+                    f"{path}: {name}: {key}: found {value_text(value)}, expected finite numbers; write the "
+                    "checkpoint again"
+                )
     if not len(entry["channels"]) == len(entry["q01"]) == len(entry["q99"]):
         raise CheckpointFolderError(f"{path}: {name}: as many channels, q01 and q99 expected")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from qwen_vla_ros.embodiment.errors import Fault
 from qwen_vla_ros.embodiment.graph_facts import Graph
 from qwen_vla_ros.embodiment.schema import (
     Array,
+    BaseVelocityGroup,
     EefDeltaGroup,
     Embodiment,
     JointGroup,
@@ -38,6 +39,8 @@ MOST = {"rad": 4.0 * math.pi + ROUNDING, "m": 10.0}
 MISTAKEN = {"rad": ("degrees", math.degrees(1.0)), "m": ("millimetres", 1000.0)}
 # A channel that spans less than this part of its range hardly moved in the data.
 STILL = 1e-3
+# Faster than robots move: someone wrote degrees, or millimetres, per second [rad/s] and [m/s].
+FASTEST = {"rad": 20.0, "m": 5.0}
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,19 @@ class Joints:
     virtual: Mapping[str, tuple[str, ...]]  # of the driver alone: sums of joints of the URDF
     comparable: bool = True  # with a URDF: not so fractions that the robot itself counts in
     continuous: tuple[str, ...] = ()
+    may_turn: bool = False  # the YAML has `continuous` for them
 
     def limit_path(self, key: str, given: Any, k: int) -> Path:
         each = isinstance(given, tuple) and (key != "position" or isinstance(given[0], tuple))
         return (*self.path, "limits", key, k) if each else (*self.path, "limits", key)
 
 
-def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
+def jointed(embodiment: Embodiment, urdf: Urdf | None = None) -> Iterator[tuple[Joints, Any]]:
+    """Joints of all groups, and the limits as the YAML gives them.
+
+    Args:
+        urdf: says of the joints of `ik`, which have no unit of their own, what turns and what slides.
+    """
     for g, group in enumerate(embodiment.actions):
         path: Path = ("actions", g)
         if isinstance(group, JointGroup):
@@ -139,15 +148,18 @@ def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
                 group.virtual,
                 not fraction or "opening_field" in group.model_fields_set,
                 getattr(group, "continuous", ()),
+                isinstance(group, JointPositionGroup),
             )
             yield joints, group.limits_field
         elif isinstance(group, EefDeltaGroup) and group.ik is not None:
             chain = group.ik
             place: Path = (*path, "ik")
+            known = {} if urdf is None else urdf.joints
+            turns = tuple((name in known and known[name].unit) or "rad" for name in chain.joints)
             joints = Joints(
                 place,
                 chain.joints,
-                ("rad",) * len(chain.joints),
+                turns,
                 chain.limits.position,
                 chain.limits.velocity,
                 tuple((*place, "joints", k) for k in range(len(chain.joints))),
@@ -160,15 +172,22 @@ def jointed(embodiment: Embodiment) -> Iterator[tuple[Joints, Any]]:
 # The embodiment alone
 
 
+def credible(joint: UrdfJoint) -> bool:
+    """Whether the URDF has position limits, and not in degrees or millimetres."""
+    if joint.lower is None or joint.upper is None or joint.unit is None:
+        return False
+    return max(abs(joint.lower), abs(joint.upper)) <= MOST[joint.unit]
+
+
 def units_of_limits(subject: Subject) -> Iterator[Finding]:
     """Limits that look like degrees or millimetres."""
-    for joints, field in jointed(subject.embodiment):
+    for joints, field in jointed(subject.embodiment, subject.urdf):
         if not joints.own:
             continue
         for k, (low, high) in enumerate(joints.position):
             unit = joints.units[k]
             known = subject.urdf.joints.get(joints.names[k]) if subject.urdf else None
-            if known is not None and known.lower is not None:
+            if known is not None and credible(known):
                 continue  # the URDF's own limits tell more
             if unit in MOST and max(abs(low), abs(high)) > MOST[unit]:
                 mistaken, factor = MISTAKEN[unit]
@@ -179,6 +198,48 @@ def units_of_limits(subject: Subject) -> Iterator[Finding]:
                     f"at most {MOST[unit]:.3g} {unit}",
                     f"if these are {mistaken}, write [{low / factor:.5g}, {high / factor:.5g}]",
                 )
+
+
+def units_of_speeds(subject: Subject) -> Iterator[Finding]:
+    """Velocities and workspaces that look like degrees or millimetres."""
+    for joints, field in jointed(subject.embodiment, subject.urdf):
+        # As given: a `ramp` may bring them down.
+        given = np.broadcast_to(np.asarray(field.velocity, dtype=np.float64), (len(joints.names),))
+        seen: set[Path] = set()
+        for k, speed in enumerate(given):
+            path = joints.limit_path("velocity", field.velocity, k)
+            if joints.own and path not in seen and speed > FASTEST[joints.units[k]]:
+                seen.add(path)
+                yield _too_fast(path, speed, joints.units[k], f" for {joints.names[k]}")
+    for g, group in enumerate(subject.embodiment.actions):
+        if not isinstance(group, (EefDeltaGroup, WaypointGroup, BaseVelocityGroup)):
+            continue
+        for key, unit in (("linear", "m"), ("angular", "rad")):
+            speed = getattr(group.limits, key).velocity
+            if speed > FASTEST[unit]:
+                yield _too_fast(("actions", g, "limits", key, "velocity"), speed, unit)
+        for k, (low, high) in enumerate(getattr(group, "workspace", None) or ()):
+            if max(abs(low), abs(high)) > MOST["m"]:
+                yield Finding(
+                    "WORKSPACE_UNIT",
+                    ("actions", g, "workspace", k),
+                    f"[{low:g}, {high:g}] m",
+                    f"at most {MOST['m']:.3g} m",
+                    f"if these are millimetres, write [{low / 1000.0:.5g}, {high / 1000.0:.5g}]",
+                    warning=True,
+                )
+
+
+def _too_fast(path: Path, speed: float, unit: str, whose: str = "") -> Finding:
+    mistaken, factor = MISTAKEN[unit]
+    return Finding(
+        "SPEED_UNIT",
+        path,
+        f"{speed:g} {unit}/s{whose}",
+        f"at most {FASTEST[unit]:g} {unit}/s",
+        f"if these are {mistaken} per second, write {speed / factor:.5g}",
+        warning=True,
+    )
 
 
 def chunk_used_up(subject: Subject) -> Iterator[Finding]:
@@ -353,7 +414,9 @@ def statistics_range(subject: Subject) -> Iterator[Finding]:
                     f"the data seem to be in {mistaken}: convert them and train again",
                 )
                 continue
-            if group.reference == "absolute" and (low[k] > upper or high[k] < lower):
+            # A joint that turns without end has no position limit.
+            bounded = group.reference == "absolute" and joint not in getattr(group, "continuous", ())
+            if bounded and (low[k] > upper or high[k] < lower):
                 yield Finding(
                     "STATISTICS_OUTSIDE",
                     (*path, k),
@@ -361,7 +424,7 @@ def statistics_range(subject: Subject) -> Iterator[Finding]:
                     f"values within the limits, {lower:g} to {upper:g}",
                     "compare sign and zero of the joint in the data and on the robot",
                 )
-            elif group.reference == "absolute" and max(lower - low[k], high[k] - upper) > 0.05 * span:
+            elif bounded and max(lower - low[k], high[k] - upper) > 0.05 * span:
                 yield Finding(
                     "STATISTICS_CLAMPED",
                     (*path, k),
@@ -387,18 +450,18 @@ def statistics_speed(subject: Subject) -> Iterator[Finding]:
     if found is None:
         return
     for g, group in enumerate(body.actions):
-        if not isinstance(group, (EefDeltaGroup, WaypointGroup)) or group.normalisation is not None:
+        if isinstance(group, JointGroup) or group.normalisation is not None:
             continue
         part = body.layout.slice_of(group.name)
         most = np.maximum(np.abs(found[0][part]), np.abs(found[1][part]))
-        # Rows relative to the start of the chunk grow over all of it.
+        # Rows relative to the start of the chunk grow over all of it; those of a velocity are speeds.
         steps = 1 if group.reference == "previous_step" else body.horizon
-        speed = most * body.control_rate / steps
+        speed = most if isinstance(group, BaseVelocityGroup) else most * body.control_rate / steps
         for unit, name, limit in (
             ("m", "linear", group.limits.linear.velocity),
             ("rad", "angular", group.limits.angular.velocity),
         ):
-            chosen = [s for s, u in zip(speed, group.units, strict=True) if u == unit]
+            chosen = [s for s, u in zip(speed, group.units, strict=True) if u in (unit, f"{unit}/s")]
             if chosen and max(chosen) > limit:
                 yield Finding(
                     "STATISTICS_SPEED",
@@ -420,7 +483,7 @@ def urdf_joints(subject: Subject) -> Iterator[Finding]:
         return
     renamed = {name for names in subject.embodiment.state.joint_names.values() for name in names}
     movable = [joint.name for joint in urdf.joints.values() if joint.moves]
-    for joints, _ in jointed(subject.embodiment):
+    for joints, _ in jointed(subject.embodiment, urdf):
         for k, name in enumerate(joints.names):
             joint, path = urdf.joints.get(name), joints.named[k]
             if joint is None and subject.chains_only and "ik" not in joints.path:
@@ -536,7 +599,7 @@ def urdf_limits(subject: Subject) -> Iterator[Finding]:
     urdf = subject.urdf
     if urdf is None:
         return
-    for joints, field in jointed(subject.embodiment):
+    for joints, field in jointed(subject.embodiment, urdf):
         for k, name in enumerate(joints.names):
             joint = _described(urdf, joints, name)
             if joint is None or not joint.moves or not joints.comparable:
@@ -562,7 +625,7 @@ def _position(joint: UrdfJoint, joints: Joints, k: int, path: Path) -> Iterator[
     low, high = joints.position[k]
     shown = f"[{low:g}, {high:g}] {joint.unit} for {joint.name}"
     if joint.lower is None or joint.upper is None:
-        if joint.type == "continuous" and joint.name not in joints.continuous:
+        if joint.type == "continuous" and joints.may_turn and joint.name not in joints.continuous:
             yield Finding(
                 "URDF_CONTINUOUS",
                 path,
@@ -571,6 +634,17 @@ def _position(joint: UrdfJoint, joints: Joints, k: int, path: Path) -> Iterator[
                 f"add `continuous: [{joint.name}]`, or keep the limits if cables need them",
                 warning=True,
             )
+        return
+    if not credible(joint):
+        return  # in other units than those of URDF
+    if joint.name in joints.continuous:
+        yield Finding(
+            "URDF_NOT_CONTINUOUS",
+            (*joints.path, "continuous", joints.continuous.index(joint.name)),
+            f"{joint.name!r}, which is to turn without end",
+            f"a joint without limits; the URDF's are [{joint.lower:g}, {joint.upper:g}]",
+            "remove it from `continuous`: it would be driven into its stops",
+        )
         return
     if low >= joint.lower - ROUNDING and high <= joint.upper + ROUNDING:
         return
@@ -638,6 +712,53 @@ def urdf_frames(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+def urdf_held(subject: Subject) -> Iterator[Finding]:
+    """Joints between `frame` and `tip` that `ik` does not name: the kinematics take them to be at 0."""
+    body, urdf = subject.embodiment, subject.urdf
+    if urdf is None:
+        return
+    for g, group in enumerate(body.actions):
+        if not isinstance(group, EefDeltaGroup) or group.ik is None:
+            continue
+        if group.frame not in urdf.links or group.tip not in urdf.links:
+            continue
+        chain = urdf.chain_to(group.tip)
+        places = [k for k, joint in enumerate(chain) if joint.name in group.ik.joints]
+        if not places or any(name not in urdf.joints for name in group.ik.joints):
+            continue  # other findings say so
+        if group.frame == group.tip:
+            # Written in the axes of the tip: what moves the whole arm changes nothing.
+            between = chain[places[0] :]
+        else:
+            base = urdf.chain_to(group.frame)
+            between = tuple(j for j in base if j not in chain) + tuple(j for j in chain if j not in base)
+        others = {
+            name
+            for other in body.actions
+            if other is not group
+            for name in getattr(other, "described", getattr(other, "joints", ()))
+        }
+        for joint in between:
+            if not joint.moves or joint.name in group.ik.joints:
+                continue
+            advice = f"add {joint.name} to ik.joints"
+            if joint not in chain[places[0] :]:
+                first = chain[places[0]]
+                advice = f"set frame to {first.parent}, the link above {first.name}, or {advice}"
+            elif joint in chain[places[-1] :]:
+                advice = f"set tip to {chain[places[-1]].child}, or {advice}"
+            told = joint.name in others
+            yield Finding(
+                "URDF_JOINT_HELD",
+                ("actions", g, "ik", "joints"),
+                f"no {joint.name}, which {'another group moves' if told else 'can move'} between "
+                f"{group.frame} and {group.tip}",
+                "every joint between `frame` and `tip`: others count as being at 0",
+                advice,
+                warning=not told,
+            )
+
+
 def urdf_order(subject: Subject) -> Iterator[Finding]:
     """Joints of one chain in another order than from base to tip: often two swapped names."""
     urdf = subject.urdf
@@ -663,6 +784,7 @@ def urdf_order(subject: Subject) -> Iterator[Finding]:
 
 STATIC: tuple[Check, ...] = (
     units_of_limits,
+    units_of_speeds,
     chunk_used_up,
     state_in_prompt,
     action_tensor,
@@ -674,6 +796,7 @@ STATIC: tuple[Check, ...] = (
     urdf_joints,
     urdf_limits,
     urdf_frames,
+    urdf_held,
     urdf_order,
 )
 """Checks that need neither robot nor ROS."""

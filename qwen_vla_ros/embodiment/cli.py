@@ -205,7 +205,11 @@ def new(
         body = parse_content(text.encode(), file)
     except (EmbodimentError, ValueError) as error:
         _fail(str(error))
-    file.write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _fail(f"{file}: cannot be written ({error.strerror}); choose another --folder")
     for line in Source(file).finding_lines(examine(Subject(body, urdf=description))):
         typer.echo(line)
     checks = text.count("CHECK") - 1

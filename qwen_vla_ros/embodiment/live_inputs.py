@@ -368,14 +368,15 @@ def joint_positions(subject: Subject) -> Iterator[Finding]:
         for topic, heard in graph.joints.items()
         for joint, value in heard.positions.items()
     }
-    for joints, field in jointed(body):
+    for joints, field in jointed(body, subject.urdf):
         for k, joint in enumerate(joints.names):
             if joint not in measured:
                 continue
             (value, topic), unit = measured[joint], joints.units[k]
             low, high = joints.position[k]
             path = joints.limit_path("position", field.position, k)
-            if unit in MOST and abs(value) > MOST[unit]:
+            turns_on = joint in joints.continuous  # and may count its turns
+            if unit in MOST and abs(value) > MOST[unit] and not turns_on:
                 mistaken, factor = MISTAKEN[unit]
                 yield live_finding(
                     "JOINT_UNIT",
@@ -387,7 +388,7 @@ def joint_positions(subject: Subject) -> Iterator[Finding]:
                 )
                 continue
             slack = max(ROUNDING, RANGE_TOLERANCE * (high - low))
-            if joint not in joints.continuous and not low - slack <= value <= high + slack:
+            if not turns_on and not low - slack <= value <= high + slack:
                 turns = unit == "rad" and low <= math.remainder(value, 2.0 * math.pi) <= high
                 yield live_finding(
                     "JOINT_OUTSIDE",
@@ -430,9 +431,9 @@ def odometry(subject: Subject) -> Iterator[Finding]:
         return
     for g, group in enumerate(subject.embodiment.actions):
         # Frames of several robots have a prefix each.
-        if (
-            isinstance(group, (WaypointGroup, BaseVelocityGroup))
-            and heard.child_frame.split("/")[-1] != group.frame
+        if isinstance(group, (WaypointGroup, BaseVelocityGroup)) and group.frame not in (
+            heard.child_frame,
+            heard.child_frame.split("/")[-1],
         ):
             yield live_finding(
                 "ODOMETRY_FRAME",

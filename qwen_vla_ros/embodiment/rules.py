@@ -32,11 +32,13 @@ def find_faults(data: Any) -> Iterator[Fault]:
     yield from _cameras(data)
     yield from _channels(groups)
     yield from _controllers(groups)
+    yield from _heard_and_told(data, groups)
     yield from _sources(data, groups)
     for path, group in groups:
         yield from _limits(path, group)
         yield from _kinematics(path, group)
         yield from _units(path, group)
+        yield from _continuous(path, group)
         yield from _virtual(path, group, groups)
         yield from _normalisation(path, group)
         yield from _threshold(path, group)
@@ -174,6 +176,13 @@ def _channel_count(group: dict[str, Any]) -> int:
     return len(_list(group.get("joints")))
 
 
+def _moved(group: dict[str, Any]) -> tuple[Path, list[Any]]:
+    """Joints that a group commands, those of `ik` too, and where they stand in it."""
+    if group.get("kind") == "eef_delta":
+        return ("ik", "joints"), _list(_dict(group.get("ik")).get("joints"))
+    return ("joints",), _list(group.get("joints"))
+
+
 def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
     joints: list[tuple[Path, Any]] = []
     for path, group in groups:
@@ -199,19 +208,59 @@ def _channels(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
 
 def _controllers(groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
     topics = [
-        ((*path, "controller", "topic"), _dict(group.get("controller")).get("topic"))
+        ((*path, "controller", "topic"), _plain_topic(_dict(group.get("controller")).get("topic")))
         for path, group in groups
     ]
     yield from _repeated(("actions",), topics, "one controller topic per group")
     for path, group in groups:
-        names, joints = _dict(group.get("controller")).get("names"), _list(group.get("joints"))
+        controller, (where, joints) = _dict(group.get("controller")), _moved(group)
+        names, kind = controller.get("names"), controller.get("type")
+        place = (*path, "controller", "names")
         if isinstance(names, list) and joints and len(names) != len(joints):
-            place = (*path, "controller", "names")
             yield Fault(place, f"{len(names)} names", f"{len(joints)}, one per joint, or none at all")
-        if _dict(group.get("controller")).get("type") == "gripper_command" and len(joints) > 1:
-            yield Fault(
-                (*path, "joints"), f"{len(joints)} joints", "one: a GripperCommand holds one position"
-            )
+        yield from _repeated(place, [((*place, k), name) for k, name in enumerate(_list(names))], "each once")
+        if kind in ("gripper_command", "parallel_gripper_command") and len(joints) > 1:
+            message = "GripperCommand" if kind == "gripper_command" else "ParallelGripperCommand"
+            yield Fault((*path, *where), f"{len(joints)} joints", f"one: a {message} is told one position")
+        tip = group.get("tip")
+        if (
+            kind in ("cartesian_pose", "cartesian_twist")
+            and isinstance(tip, str)
+            and group.get("frame") == tip
+        ):
+            expected = f"another link: {kind} is told of the tip in `frame`"
+            yield Fault((*path, "frame"), f"{tip!r}, which is `tip` too", expected)
+
+
+def _plain_topic(topic: Any) -> Any:
+    # Without a namespace, which the file does not know, `/commands` and `commands` are one topic.
+    return topic.removeprefix("/") if isinstance(topic, str) else topic
+
+
+_NAMES_AN_ACTION = ("follow_joint_trajectory", "gripper_command", "parallel_gripper_command")
+
+
+def _heard_and_told(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
+    """Commands on a topic that is listened to would be taken for what the robot says."""
+    state = _dict(data.get("state"))
+    heard = {"state.odometry": state.get("odometry"), "state.pose": _dict(state.get("pose")).get("topic")}
+    for k, topic in enumerate(_list(state.get("joint_states"))):
+        heard[f"state.joint_states[{k}]"] = topic
+    for k, camera in enumerate(_list(data.get("cameras"))):
+        for key in ("topic", "depth"):
+            heard[f"cameras[{k}].{key}"] = _dict(camera).get(key)
+    for path, group in groups:
+        controller = _dict(group.get("controller"))
+        told = controller.get("topic")
+        if not isinstance(told, str) or controller.get("type") in _NAMES_AN_ACTION:
+            continue
+        for place, topic in heard.items():
+            if _plain_topic(topic) == _plain_topic(told):
+                yield Fault(
+                    (*path, "controller", "topic"),
+                    f"{told!r}, which is {place} too",
+                    "the topic that the controller takes commands from",
+                )
 
 
 def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
@@ -253,11 +302,10 @@ def _sources(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) ->
     if names and all(isinstance(topic, str) and topic in names for topic in _list(state.get("joint_states"))):
         known = {name for value in names.values() for name in _list(value) if isinstance(name, str)}
         for path, group in groups:
-            for k, joint in enumerate(_list(group.get("joints"))):
+            where, joints = _moved(group)
+            for k, joint in enumerate(joints):
                 if isinstance(joint, str) and joint not in known:
-                    yield Fault(
-                        (*path, "joints", k), f"{joint!r}, in no topic", "a name of state.joint_names"
-                    )
+                    yield Fault((*path, *where, k), f"{joint!r}, in no topic", "a name of state.joint_names")
 
 
 def _units(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
@@ -283,6 +331,24 @@ def _units(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     for where, closed, opened in _pairs(place, opening):
         if closed == opened:
             yield Fault(where, f"{closed:g} closed and open", "[closed, open], two different positions")
+
+
+def _continuous(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
+    # The executor gives these no position limit: whatever else the name means would have none either.
+    place, names, unit = (*path, "continuous"), _list(group.get("continuous")), group.get("unit")
+    own = _list(group.get("joints"))
+    yield from _repeated(place, [((*place, k), name) for k, name in enumerate(names)], "each joint once")
+    for k, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
+        if name not in own:
+            expected = f"one of {', '.join(map(str, own)) or 'none'}"
+            yield Fault((*place, k), f"{name!r}, no such name in `joints`", expected)
+            continue
+        j = own.index(name)
+        each = unit[j] if isinstance(unit, list) and j < len(unit) else unit
+        if each == "m":
+            yield Fault((*place, k), f"{name!r}, in m", "a joint in rad: only what turns has no end")
 
 
 def _virtual(path: Path, group: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:
@@ -327,9 +393,13 @@ def _limits(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
         if count and each and len(value) != count:
             yield Fault(place, f"{len(value)} values", f"{count}, one per joint, or one for all")
         if key == "position":
+            margin = _number(limits.get("margin")) or 0.0
             for where, low, high in _pairs(place, value):
                 if low >= high:
                     yield Fault(where, value_text([low, high]), "[low, high] with low < high")
+                elif 2.0 * margin >= high - low:
+                    found = f"{margin:g}, which leaves no room in {value_text([low, high])}"
+                    yield Fault((*path, "limits", "margin"), found, f"less than {(high - low) / 2.0:g}")
     ramp, least = _number(limits.get("ramp")), _least_ramp(limits, count)
     if ramp is not None and least is not None and ramp <= least:
         found = f"{ramp:g} s, in which no motion comes to rest"
@@ -374,8 +444,10 @@ def _normalisation(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _threshold(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
-    threshold = _number(group.get("threshold"))
+    threshold, hysteresis = _number(group.get("threshold")), _number(group.get("hysteresis")) or 0.0
     if threshold is None:
+        if hysteresis > 0.0 and group.get("threshold") is None:
+            yield Fault((*path, "hysteresis"), f"{hysteresis:g}, without a threshold", "`threshold` as well")
         return
     if group.get("reference") in ("chunk_start", "previous_step"):
         found = f"{threshold:g} with the reference {group['reference']!r}"
@@ -383,6 +455,12 @@ def _threshold(path: Path, group: dict[str, Any]) -> Iterator[Fault]:
     for _, low, high in _pairs((), _dict(group.get("limits")).get("position")):
         if low < high and not low <= threshold < high:
             yield Fault((*path, "threshold"), f"{threshold:g}", f"{low:g} to {high:g}, the limits")
+        elif low < high and (threshold - hysteresis < low - 1e-9 or threshold + hysteresis >= high):
+            # Beyond the limits no value lies that would change sides.
+            found = (
+                f"{hysteresis:g}, {threshold - hysteresis:g} to {threshold + hysteresis:g} with the threshold"
+            )
+            yield Fault((*path, "hysteresis"), found, f"less, within {low:g} to {high:g}, the limits")
 
 
 def _home(data: dict[str, Any], groups: list[tuple[Path, dict[str, Any]]]) -> Iterator[Fault]:

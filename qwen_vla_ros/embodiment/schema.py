@@ -23,6 +23,9 @@ MAX_HORIZON = 64
 # The bounds only keep arithmetic away from overflow.
 Number = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-1e6, le=1e6)]
 Positive = Annotated[float, Strict(), AllowInfNan(False), Field(gt=0.0, le=1e6)]
+# Ages and timeouts: whoever writes more wrote milliseconds, and nothing would ever be too old.
+MAX_SECONDS = 10.0
+Seconds = Annotated[float, Strict(), AllowInfNan(False), Field(gt=0.0, le=MAX_SECONDS)]
 _IDENTIFIER = r"^[a-z][a-z0-9_]*$"
 # Whatever CAD programs write into URDF files.
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_./: -]*$"
@@ -126,7 +129,9 @@ class Camera(Record):
         Field(description="Turn of the published image, clockwise, before the model sees it [deg]"),
     ] = 0
     required: Annotated[StrictBool, Field(description="No observation without it")] = True
-    max_age: Annotated[Positive, Field(description="Age at which its newest image is stale [s]")] = 0.5
+    max_age: Annotated[
+        Seconds, Field(description="Age at which its newest image is stale, in seconds [s]")
+    ] = 0.5
 
 
 class PoseTopic(Record):
@@ -165,7 +170,9 @@ class State(Record):
     ] = {}
     odometry: Annotated[Topic | None, Field(description="nav_msgs/Odometry topic")] = None
     pose: Annotated[PoseTopic | None, Field(description="Pose of the base, in place of odometry")] = None
-    max_age: Annotated[Positive, Field(description="Age at which the newest state is stale [s]")] = 0.3
+    max_age: Annotated[
+        Seconds, Field(description="Age at which the newest state is stale, in seconds [s]")
+    ] = 0.3
 
     @property
     def base(self) -> PoseSource | None:
@@ -614,10 +621,11 @@ class Stop(Record):
     """When the executor stops the robot."""
 
     heartbeat_timeout: Annotated[
-        Positive, Field(description="Silence of a policy whose process lives, before a stop [s]")
+        Seconds, Field(description="Silence of a policy whose process lives, before a stop, in seconds [s]")
     ] = 0.5
     chunk_max_age: Annotated[
-        Positive, Field(description="Age of the observation at which a chunk is refused when it arrives [s]")
+        Seconds,
+        Field(description="Age of the observation at which a chunk is refused on arrival, in seconds [s]"),
     ] = 1.0
 
 
@@ -693,7 +701,7 @@ class Embodiment(Record):
         tuple[Camera, ...], Field(min_length=1, description="In the order in which the model sees them")
     ]
     max_camera_skew: Annotated[
-        Positive, Field(description="Difference of capture times within one observation [s]")
+        Seconds, Field(description="Difference of capture times within one observation, in seconds [s]")
     ] = 0.1
     state: State
     actions: Annotated[tuple[ActionGroup, ...], Field(min_length=1, description="Groups in channel order")]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen_vla_ros.embodiment.checkup import credible
 from qwen_vla_ros.embodiment.urdf import Urdf, UrdfJoint
 
 _GRIPPER = re.compile(
@@ -110,15 +111,21 @@ def guess_parts(urdf: Urdf, leave_out: Iterable[str] = ()) -> Parts:
     grippers: list[UrdfJoint] = []
     wheels: list[str] = []
     left_out: list[str] = []
-    for joint in (joint for joint in urdf.joints.values() if joint.moves):
+    moving = [joint for joint in urdf.joints.values() if joint.moves]
+    shared = _namespace([joint.name for joint in moving])
+    for joint in moving:
+        name = joint.name[len(shared) :]
         if any(fnmatch.fnmatchcase(joint.name, pattern) for pattern in patterns):
             left_out.append(joint.name)
-        elif _WHEEL.search(joint.name):
+        elif _WHEEL.search(name):
             wheels.append(joint.name)
-        elif _LEG.search(joint.name) or _HEAD.search(joint.name):
+        elif _LEG.search(name) or _HEAD.search(name):
             left_out.append(joint.name)
         else:
-            (grippers if _GRIPPER.search(joint.name) else free).append(joint)
+            (grippers if _GRIPPER.search(name) else free).append(joint)
+    fingers = _forked(urdf, free)
+    grippers = [joint for joint in moving if joint in grippers or joint in fingers]
+    free = [joint for joint in free if joint not in fingers]
     groups, spare = _arms(urdf, free)
     left_out += [joint.name for joint in spare]
     used: set[str] = set()
@@ -139,6 +146,29 @@ def guess_parts(urdf: Urdf, leave_out: Iterable[str] = ()) -> Parts:
             left_out += [joint.name for joint in own[1:]]
     left_out += [joint.name for joint in grippers if joint.name not in used]
     return Parts(tuple(groups), tuple(wheels), tuple(left_out))
+
+
+def _namespace(names: Sequence[str]) -> str:
+    """What all names begin with, up to a separator: that of the robot, which says nothing of one joint."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names), max(names)
+    common = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    prefix = re.sub(r"[^/_. :-]*$", "", first[:common])
+    # A hand alone may well have nothing but fingers.
+    words = "|".join(pattern.pattern for pattern in (_GRIPPER, _WHEEL, _LEG, _HEAD))
+    return "" if re.search(rf"(?<![a-z])({words})(?![a-z])", prefix, re.I) else prefix
+
+
+def _forked(urdf: Urdf, free: Sequence[UrdfJoint]) -> list[UrdfJoint]:
+    """Fingers without a name that tells: single joints that leave the end of a chain of two or more."""
+    chains = [tuple(j for j in urdf.chain_to(joint.child) if j in free) for joint in free]
+    forked: list[UrdfJoint] = []
+    for stem in chains:
+        beyond = [chain for chain in chains if len(chain) > len(stem) and chain[: len(stem)] == stem]
+        if len(stem) > 1 and len(beyond) > 1 and all(len(chain) == len(stem) + 1 for chain in beyond):
+            forked += [chain[-1] for chain in beyond]
+    return forked
 
 
 def _arms(urdf: Urdf, free: Sequence[UrdfJoint]) -> tuple[list[Part], list[UrdfJoint]]:
@@ -188,9 +218,12 @@ def skeleton(urdf: Urdf, parts: Parts, plan: Plan) -> str:
         lines.append("  mobile_base: true")
     lines += [
         "",
-        _noted(f"control_rate: {plan.control_rate:.1f}", "CHECK: rate of the actions in the training [Hz]"),
         _noted(
-            f"command_rate: {max(50.0, plan.control_rate):.1f}", "rate at which controllers are written [Hz]"
+            f"control_rate: {_text(plan.control_rate)}", "CHECK: rate of the actions in the training [Hz]"
+        ),
+        _noted(
+            f"command_rate: {_text(max(50.0, plan.control_rate))}",
+            "rate at which controllers are written [Hz]",
         ),
         _noted(f"horizon: {plan.horizon}", "rows of a chunk"),
         _noted(
@@ -234,12 +267,16 @@ def _group(part: Part, plan: Plan) -> list[str]:
     positions: list[tuple[float, float]] = []
     continuous: list[str] = []
     missing: list[str] = []
+    odd: list[str] = []
     for joint in part.joints:
-        if joint.lower is not None and joint.upper is not None:
+        if credible(joint):
+            assert joint.lower is not None
+            assert joint.upper is not None
             positions.append(_inside(joint.lower, joint.upper))
             continue
         turns = joint.type == "continuous"
-        (continuous if turns else missing).append(joint.name)
+        given = joint.lower is not None and joint.upper is not None
+        (continuous if turns else odd if given else missing).append(joint.name)
         positions.append((-3.14159, 3.14159) if joint.unit == "rad" else (0.0, 0.1))
     speeds = [
         min(_FASTEST[unit], joint.velocity) if joint.velocity else _UNKNOWN_SPEED[unit]
@@ -260,6 +297,8 @@ def _group(part: Part, plan: Plan) -> list[str]:
             f"    continuous: [{', '.join(map(_quoted, continuous))}]   # CHECK: no cable that winds up?"
         )
     note = f"; CHECK: the URDF has no position of {', '.join(missing)}" if missing else ""
+    if odd:
+        note += f"; CHECK: the URDF's position of {', '.join(odd)} looks like degrees or millimetres"
     lines += [
         "    reference: absolute   # CHECK: absolute | chunk_start | previous_step, as in the training",
         f"    limits:               # position: the URDF's; the rest: slow at first{note}",
@@ -290,7 +329,7 @@ def _base(urdf: Urdf, plan: Plan) -> list[str]:
 
 
 def _home(joint: UrdfJoint) -> float:
-    if joint.lower is None or joint.upper is None:
+    if joint.lower is None or joint.upper is None or not credible(joint):
         return 0.0
     lower, upper = _inside(joint.lower, joint.upper)
     return min(max(0.0, lower), upper)

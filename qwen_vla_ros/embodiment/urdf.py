@@ -111,7 +111,10 @@ def parse_urdf(content: bytes, source: str | os.PathLike[str]) -> Urdf:
         kind = "an MJCF model" if root.tag == "mujoco" else f"<{root.tag}>"
         raise UrdfError(f"{path}: found {kind}, expected a URDF file, whose root is <robot>")
     if any(element.tag.startswith("{") and "xacro" in element.tag for element in root.iter()):
-        raise UrdfError(f"{path}: found xacro; expand it: xacro {path.name} > {path.stem.split('.')[0]}.urdf")
+        stem = path.stem.split(".")[0]
+        # The shell empties the file that it writes to before xacro reads.
+        expanded = f"{stem}.urdf" if path.name != f"{stem}.urdf" else f"{stem}_expanded.urdf"
+        raise UrdfError(f"{path}: found xacro; expand it: xacro {path.name} > {expanded}")
     links = tuple(name for element in root.findall("link") if (name := element.get("name")))
     joints: dict[str, UrdfJoint] = {}
     for joint in _joints(root, path):
@@ -137,10 +140,12 @@ def _joints(root: ElementTree.Element, path: Path) -> Iterator[UrdfJoint]:
         if limit is not None:
             velocity = _number(limit, "velocity", path, name) or None
             if kind in ("revolute", "prismatic"):
-                # The specification's default is 0.
-                lower = _number(limit, "lower", path, name) or 0.0
-                upper = _number(limit, "upper", path, name) or 0.0
-                if lower >= upper:
+                # The specification's default is 0; what is given as infinite is no limit.
+                lower, upper = (
+                    _number(limit, key, path, name) if key in limit.attrib else 0.0
+                    for key in ("lower", "upper")
+                )
+                if lower is not None and upper is not None and lower >= upper:
                     lower = upper = None
         yield UrdfJoint(
             name,

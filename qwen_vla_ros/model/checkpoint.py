@@ -143,7 +143,10 @@ def load_checkpoint(
         # Room on the device alone: what was made on the host is never touched, and takes no memory there.
         # Not model.to(dtype): rotary frequencies stay float32.
         parameter.data = torch.empty_like(parameter, dtype=dtype, device=device)
-    _fill(_stored(model, config.backbone.tie_word_embeddings), _read_tensors(folder), folder)
+    tied = config.backbone.tie_word_embeddings
+    # Some tools store the output embedding although it is the input's.
+    copies = ("backbone.lm_head.",) if tied else ()
+    _fill(_stored(model, tied), _read_tensors(folder), folder, copies)
     try:
         processor = QwenVLAProcessor.from_pretrained(folder)
     except ProcessorError as error:
@@ -195,9 +198,14 @@ def from_backbone(
         raise CheckpointError(
             f"{folder / CONFIG}: no Qwen3.5 that the action expert fits: {_one_line(error)}"
         ) from error
-    wanted = _stored(model.backbone, config.backbone.tie_word_embeddings)
+    tied = config.backbone.tie_word_embeddings
     # Weights for multi-token prediction, which transformers leaves out too.
-    _fill(wanted, _read_tensors(folder), folder, ignored="mtp.")
+    _fill(
+        _stored(model.backbone, tied),
+        _read_tensors(folder),
+        folder,
+        ("mtp.", *(["lm_head."] if tied else [])),
+    )
     own = processor or ProcessorConfig()
     try:
         tokenizer = read_tokenizer(folder)
@@ -368,12 +376,12 @@ def _fill(
     wanted: Mapping[str, torch.Tensor],
     tensors: Iterator[tuple[Path, str, torch.Tensor]],
     folder: Path,
-    ignored: str = "",
+    ignored: tuple[str, ...] = (),
 ) -> None:
     missing, unexpected = set(wanted), []
     for path, name, tensor in tensors:
         if name not in wanted:
-            if not (ignored and name.startswith(ignored)):
+            if not name.startswith(ignored):
                 unexpected.append(name)
             continue
         target = wanted[name]

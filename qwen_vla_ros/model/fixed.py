@@ -481,7 +481,8 @@ class FixedModel(nn.Module):
         g = getattr(self, f"text_{index}_rate") * F.softplus(rates[:, heads:] + layer.dt_bias)
         total = g.T.cumsum(dim=-1)
         past, before_it = self._prompt(self.past, length), self._prompt(self.strictly_past, length)
-        decay = (total[:, :, None] - total[:, None, :] + past).exp()
+        # Differences to later positions are positive, and beyond what `past` hides where prompts are long.
+        decay = ((total[:, :, None] - total[:, None, :]).clamp(max=0.0) + past).exp()
         products = pair @ pair[1].transpose(-1, -2)
         if heads > key_heads:
             # Several heads of values share one of keys.

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 CONFIG_NAME = "processor_config.json"
 TOKENIZER_NAME = "tokenizer.json"
+# Of Qwen's own tags, which look like those of views.
+QWEN_TAGS = ("vision", "im", "box", "quad", "object_ref")
 
 
 class ProcessorError(ValueError):
@@ -46,6 +48,16 @@ class ProcessorConfig:
     chat: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "merge_size", "mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ProcessorError(f"{name}: found {value!r}, expected one number")
+            if name != "mean" and not value > 0:
+                raise ProcessorError(f"{name}: found {value!r}, expected a number above 0")
+        if len(self.view_tags) != 2 or not all("{view}" in tag for tag in self.view_tags):
+            raise ProcessorError(
+                f"view_tags: found {list(self.view_tags)}, expected a start and an end tag with {{view}}"
+            )
         unit = self.patch_size * self.merge_size
         for name, size in {"image_size": self.image_size, **self.view_image_size}.items():
             if len(size) != 2 or any(side <= 0 or side % unit for side in size):
@@ -118,7 +130,7 @@ class Preparation:
             t[len(before) : -len(after)] for t in vocabulary if t.startswith(before) and t.endswith(after)
         ]
         end = self.config.view_tags[1]
-        return sorted(name for name in names if name != "vision" and end.format(view=name) in vocabulary)
+        return sorted(n for n in names if n not in QWEN_TAGS and end.format(view=n) in vocabulary)
 
     def _tag(self, view: str, end: int) -> str:
         tag = self.config.view_tags[end].format(view=view)
@@ -226,11 +238,11 @@ def read_config(folder: str | Path) -> ProcessorConfig:
     known = {f.name for f in fields(ProcessorConfig)}
     if not isinstance(content, dict) or (unknown := sorted(set(content) - known)):
         raise ProcessorError(f"{path}: unknown fields {unknown if isinstance(content, dict) else content!r}")
-    for name in ("image_size", "view_tags"):
-        if name in content:
-            content[name] = tuple(content[name])
-    content["view_image_size"] = {k: tuple(v) for k, v in content.get("view_image_size", {}).items()}
     try:
+        for name in ("image_size", "view_tags"):
+            if name in content:
+                content[name] = tuple(content[name])
+        content["view_image_size"] = {k: tuple(v) for k, v in content.get("view_image_size", {}).items()}
         return ProcessorConfig(**content)
-    except (ProcessorError, TypeError) as error:
+    except (AttributeError, ProcessorError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ProcessorError(f"{path}: {error}") from error

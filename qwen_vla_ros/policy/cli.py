@@ -19,7 +19,7 @@ def export(
     steps: Annotated[int | None, typer.Option(help="Euler steps; the checkpoint's own without it.")] = None,
     tokens: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Longest prompt in tokens; the body's and 16 without it."),
+        typer.Option(help="Longest prompt in tokens; the body's and 40 without it."),
     ] = None,
 ) -> None:
     """Write a checkpoint as ONNX graphs, for robots without torch: `backend: onnx`."""

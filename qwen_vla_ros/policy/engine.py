@@ -87,7 +87,8 @@ class Engine:
                 self.fixed(*self._arguments())
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Else it captures the current device, which need not be this one.
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=stream):
             output = self.fixed(*self._arguments())
         self.how = "CUDA graph"
 

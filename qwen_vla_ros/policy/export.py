@@ -30,7 +30,7 @@ from qwen_vla_ros.policy.interface import PolicyError
 OPSET = 17
 FORMAT = 2
 # Tokens that an instruction may have more than "reach the red cube".
-SPARE_TOKENS = 16
+SPARE_TOKENS = 40
 
 
 def export_onnx(
@@ -85,7 +85,8 @@ def export_onnx(
             processor.views,
         )
         every = serving.known_views(body, processor.views)
-        observation = serving.blank(body, {view: processor.config.size_of(view) for view in every})
+        sizes = {view: processor.config.size_of(view) for view in every}
+        observation = serving.blank(body, sizes, statistics)
         needed = tuple(camera.view for camera in body.cameras if camera.required)
         for views in dict.fromkeys((every, needed)):
             prompt = render_prompt(
@@ -108,7 +109,8 @@ def export_onnx(
             "views": list(views),
             "tokens": length,
             "slots": list(shape.slots),
-            "graph": f"{stem}.onnx",
+            # In a folder of its own: over 2 GB weights lie beside it, under names that graphs have in common.
+            "graph": f"{stem}/graph.onnx",
         }
         size = sum(3 * height * width for height, width in map(processor.config.size_of, views))
         chunk = torch.zeros(expert.horizon, expert.channels)
@@ -145,6 +147,7 @@ def _load(name: str) -> Embodiment:
 
 
 def _write(module: nn.Module, path: Path, inputs: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level

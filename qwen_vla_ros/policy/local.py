@@ -25,8 +25,9 @@ from qwen_vla_ros.policy.interface import Continuation, Observation, Observation
 
 LOG = logging.getLogger(__name__)
 WARM_UP_RUNS = 2
-# What an instruction may have more tokens than "reach the red cube" before the slower path is taken.
-SPARE_TOKENS = 8
+# What an instruction may have more tokens than "reach the red cube" before the slower path is taken; where
+# sizes follow the prompt, longer ones cost no time.
+SPARE_TOKENS, SPARE_RAGGED = 8, 64
 ROUND_TOKENS = 8
 KEPT_ENGINES = 8
 
@@ -87,6 +88,9 @@ class LocalPolicy:
         self._checkpoint = checkpoint
         self._model = checkpoint.model.eval().requires_grad_(False)
         self._processor = checkpoint.processor
+        # Counted once: a vocabulary of a quarter of a million tokens is looked through for views.
+        self._known = tuple(self._processor.views)
+        self._parameters = sum(p.numel() for p in self._model.parameters())
         self._steps, self._temperature = steps, temperature
         self._configured: _Configured | None = None
         self._with_engine = engine
@@ -113,9 +117,9 @@ class LocalPolicy:
             device=str(self._model.device),
             horizon=config.action_expert.horizon,
             channels=config.action_expert.channels,
-            parameters=sum(p.numel() for p in self._model.parameters()),
+            parameters=self._parameters,
             embodiments=tuple(sorted(self._checkpoint.statistics)),
-            views=tuple(self._processor.views),
+            views=self._known,
             embodiment=self._configured.embodiment.name if self._configured else "",
             details={
                 "euler steps": str(self._steps or config.flow.num_steps),
@@ -140,23 +144,26 @@ class LocalPolicy:
             expert.horizon,
             expert.channels,
             self._checkpoint.statistics,
-            self._processor.views,
+            list(self._known),
         )
         before = self._configured, self._engine
-        views = serving.known_views(embodiment, self._processor.views)
+        views = serving.known_views(embodiment, self._known)
         self._configured = _Configured(
             embodiment, statistics, torch.from_numpy(mask)[None].to(self._model.device), views
         )
         self._engine = None
         try:
             sizes = {view: self._processor.config.size_of(view) for view in views}
-            observation = serving.blank(embodiment, sizes)
+            observation = serving.blank(embodiment, sizes, statistics)
             if self._with_engine:
                 self._engine = self._make_engine(self._configured, observation)
             for _ in range(WARM_UP_RUNS):
                 self.infer(observation, seed=0)
         except BaseException:
             self._configured, self._engine = before
+            if self._engine is not None and self._configured is not None:
+                # Bodies of one look share an engine.
+                self._engine.set_mask(self._configured.mask[0])
             raise
 
     def _make_engine(self, configured: _Configured, observation: Observation) -> Engine | None:
@@ -165,11 +172,12 @@ class LocalPolicy:
             body, observation.instruction, observation.state, statistics=configured.statistics, views=views
         )
         ids = self._processor.token_ids(prompt.text, views)
-        length = -(-(len(ids) + SPARE_TOKENS) // ROUND_TOKENS) * ROUND_TOKENS
+        # A CUDA graph has one size; elsewhere rows of padding would take their time.
+        ragged = self._model.device.type != "cuda"
+        spare = SPARE_RAGGED if ragged else SPARE_TOKENS
+        length = -(-(len(ids) + spare) // ROUND_TOKENS) * ROUND_TOKENS
         steps = self._steps or self._model.config.flow.num_steps
         try:
-            # A CUDA graph has one size; elsewhere rows of padding would take their time.
-            ragged = self._model.device.type != "cuda"
             shape = shape_of(self._processor, ids, views, steps, length, ragged)
             engine = self._engines.pop(shape, None) or Engine(self._model, shape)
         except ValueError as error:

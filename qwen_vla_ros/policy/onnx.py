@@ -110,6 +110,8 @@ class OnnxPolicy:
             self._preparation = Preparation.from_folder(folder)
         except ProcessorError as error:
             raise PolicyError(str(error)) from error
+        # Looked for once: the vocabulary has a quarter of a million tokens.
+        self._known = tuple(self._preparation.views)
         self._sessions: dict[str, Any] = {}
         self._graphs: dict[tuple[str, ...], _Graph] = {}
         self._body: Embodiment | None = None
@@ -136,7 +138,7 @@ class OnnxPolicy:
             channels=manifest["channels"],
             parameters=manifest["parameters"],
             embodiments=tuple(sorted(self._statistics)),
-            views=tuple(self._preparation.views),
+            views=self._known,
             embodiment=self._body.name if self._body else "",
             details={"euler steps": str(manifest["steps"]), "engine": "onnxruntime"},
         )
@@ -159,7 +161,12 @@ class OnnxPolicy:
             options.log_severity_level = 3
             path = self._folder / name
             try:
-                session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+                index = self._device.partition(":")[2]
+                chosen = [
+                    (name, {"device_id": index}) if index and name != "CPUExecutionProvider" else name
+                    for name in self._providers
+                ]
+                session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
             except Exception as error:  # onnxruntime raises a class of its own for every cause
                 text = " ".join(str(error).split())
                 raise PolicyError(f"{path}: cannot be loaded: {text}; export it again") from error
@@ -188,9 +195,9 @@ class OnnxPolicy:
             manifest["horizon"],
             manifest["channels"],
             self._statistics,
-            self._preparation.views,
+            list(self._known),
         )
-        views = serving.known_views(embodiment, self._preparation.views)
+        views = serving.known_views(embodiment, self._known)
         needed = tuple(camera.view for camera in embodiment.cameras if camera.required)
         entries = {tuple(entry["views"]): entry for entry in manifest["graphs"]}
         if views not in entries:
@@ -215,7 +222,8 @@ class OnnxPolicy:
         try:
             config = self._preparation.config
             for _ in range(WARM_UP_RUNS):
-                self.infer(serving.blank(embodiment, {view: config.size_of(view) for view in views}), seed=0)
+                sizes = {view: config.size_of(view) for view in views}
+                self.infer(serving.blank(embodiment, sizes, statistics), seed=0)
         except BaseException:
             self._body, self._own, self._mask, self._graphs, self._views = before
             raise

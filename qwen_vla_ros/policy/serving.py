@@ -89,13 +89,27 @@ def views_of(embodiment: Embodiment, observation: Observation, views: Sequence[s
     absent = [c.view for c in embodiment.cameras if c.required and c.view not in observation.images]
     if absent:
         raise ObservationError(f"observation: no image of view {', '.join(map(repr, absent))}")
+    for view in views:
+        if view in observation.images and not isinstance(observation.images[view], np.ndarray):
+            found = type(observation.images[view]).__name__
+            raise ObservationError(f"observation: view {view!r}: found {found}, expected an array (h, w, 3)")
+    if embodiment.prompt.state:
+        state, count = observation.state, embodiment.layout.count
+        if state is None or np.shape(state) != (count,) or not np.isfinite(state).all():
+            raise ObservationError(f"observation: state: found {state}, expected {count} finite values")
     return tuple(view for view in views if view in observation.images)
 
 
-def blank(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]]) -> Observation:
-    """An observation to warm up with. sizes: (height, width) by view."""
+def blank(
+    embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], statistics: Statistics
+) -> Observation:
+    """An observation to warm up with, whose prompt is as long as one gets by its state.
+
+    sizes: (height, width) by view.
+    """
     images = {view: np.zeros((*size, 3), dtype=np.uint8) for view, size in sizes.items()}
-    state = np.zeros(embodiment.layout.count) if embodiment.prompt.state else None
+    # Of the last bin, whose number has most digits.
+    state = statistics.q99.copy() if embodiment.prompt.state else None
     return Observation(images, "reach the red cube", 0.0, state)
 
 

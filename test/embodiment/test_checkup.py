@@ -106,8 +106,8 @@ EEF = {
     "kind": "eef_delta",
     "rotation": "rpy",
     "reference": "previous_step",
-    "frame": "base_link",
-    "tip": "tool0",
+    "frame": "torso",
+    "tip": "forearm",
     "limits": {
         "linear": {"velocity": 0.3, "acceleration": 1.0, "jerk": 10.0},
         "angular": {"velocity": 1.0, "acceleration": 5.0, "jerk": 50.0},
@@ -165,6 +165,20 @@ CASES = {
         "actions[0].limits.position[1]",
         "shoulder",
         "degrees",
+    ),
+    "SPEED_UNIT": (
+        [(["actions", 0, "limits", "velocity", 1], 180.0)],
+        None,
+        "actions[0].limits.velocity[1]",
+        "180 rad/s for shoulder",
+        "degrees per second, write 3.1416",
+    ),
+    "WORKSPACE_UNIT": (
+        [(["actions", 0], {**EEF, "workspace": [[200.0, 700.0], [-0.5, 0.5], [0.0, 0.4]]})],
+        None,
+        "actions[0].workspace[0]",
+        "[200, 700] m",
+        "millimetres, write [0.2, 0.7]",
     ),
     "CHUNK_USED_UP": (
         [(["execute_steps"], 16)],
@@ -301,6 +315,20 @@ CASES = {
         "turns without end",
         "continuous: [wrist]",
     ),
+    "URDF_NOT_CONTINUOUS": (
+        [(["actions", 0, "continuous"], ["shoulder", "wrist"])],
+        None,
+        "actions[0].continuous[0]",
+        "'shoulder', which is to turn without end",
+        "remove it from `continuous`",
+    ),
+    "URDF_JOINT_HELD": (
+        [(["actions", 0], {**EEF, "frame": "base_link"})],
+        None,
+        "actions[0].ik.joints",
+        "no lift, which can move between base_link and forearm",
+        "set frame to torso, the link above shoulder, or add lift",
+    ),
     "URDF_OPENING": (
         [(["actions", 1, "opening"], [0.01, 0.05])],
         None,
@@ -352,7 +380,10 @@ WARNINGS = {
     "STATISTICS_CLAMPED",
     "STATISTICS_STILL",
     "STATISTICS_SPEED",
+    "SPEED_UNIT",
+    "WORKSPACE_UNIT",
     "URDF_CONTINUOUS",
+    "URDF_JOINT_HELD",
     "URDF_OPENING",
     "URDF_ORDER",
     "URDF_VIRTUAL",
@@ -395,6 +426,102 @@ def test_a_camera_that_need_not_be_there_may_be_unknown_to_the_checkpoint(urdf):
     body = robot((["cameras"], [camera, other]))
     (finding,) = examine(Subject(body, FACTS, urdf))
     assert (finding.code, finding.warning) == ("VIEW_UNKNOWN", True)
+
+
+def test_a_joint_that_another_group_moves_is_not_held_by_the_kinematics(urdf):
+    held = {**EEF, "frame": "base_link"}
+    lift = edited(ROBOT["actions"][0], ["joints"], ["lift"])
+    lift = {**lift, "name": "torso", "unit": "m", "continuous": []}
+    lift["limits"] = {"position": [0.0, 0.5], "velocity": 0.2, "acceleration": 5.0, "jerk": 50.0}
+    lift["controller"] = {"type": "joint_trajectory", "topic": "torso_controller/joint_trajectory"}
+    body = robot((["actions"], [held, lift]))
+    (finding,) = examine(Subject(body, urdf=urdf))
+    assert (finding.code, finding.warning) == ("URDF_JOINT_HELD", False)
+    assert "no lift, which another group moves" in finding.found
+    # In the axes of the tip itself it makes no difference where the arm as a whole is.
+    own = robot((["actions"], [{**held, "frame": "forearm"}, lift]))
+    assert examine(Subject(own, urdf=urdf)) == []
+
+
+def test_joints_between_and_behind_those_of_the_kinematics(urdf):
+    only = {"position": [-2.0, 2.0], "velocity": 3.0, "acceleration": 5.0, "jerk": 50.0}
+    body = robot((["actions", 0], {**EEF, "ik": {"joints": ["shoulder"], "limits": only}, "tip": "hand"}))
+    assert [(f.code, f.advice) for f in examine(Subject(body, urdf=urdf))] == [
+        ("URDF_JOINT_HELD", "set tip to upper_arm, or add elbow to ik.joints"),
+        ("URDF_JOINT_HELD", "set tip to upper_arm, or add wrist to ik.joints"),
+    ]
+    apart = edited(EEF, ["ik", "joints"], ["shoulder", "wrist"])
+    apart = edited(apart, ["ik", "limits", "position"], [-2.0, 2.0])
+    (finding,) = examine(Subject(robot((["actions", 0], {**apart, "tip": "hand"})), urdf=urdf))
+    assert (finding.code, finding.advice) == ("URDF_JOINT_HELD", "add elbow to ik.joints")
+
+
+def test_joints_of_the_kinematics_have_the_unit_of_the_urdf(urdf):
+    limits = {"position": [[0.0, 0.5], [-2.0, 2.0], [0.0, 2.5]], "velocity": [0.2, 3.0, 3.0]}
+    chain = {
+        "joints": ["lift", "shoulder", "elbow"],
+        "limits": {**limits, "acceleration": 5.0, "jerk": 50.0},
+    }
+    eef = {**EEF, "frame": "base_link", "ik": chain}
+    assert examine(Subject(robot((["actions", 0], eef)), urdf=urdf)) == []
+    wrong = edited(eef, ["ik", "limits", "position", 0], [0.0, 500.0])
+    (finding,) = examine(Subject(robot((["actions", 0], wrong)), urdf=urdf))
+    assert (finding.code, finding.field) == ("URDF_LIMITS_UNIT", "actions[0].ik.limits.position[0]")
+    # `continuous` is no key of these: no advice to write it.
+    turning = {**chain, "joints": ["shoulder", "elbow", "wrist"]}
+    turning["limits"] = {**turning["limits"], "velocity": 3.0, "position": [[-2.0, 2.0], [0.0, 2.5], [-3, 3]]}
+    body = robot((["actions", 0], {**EEF, "tip": "hand", "ik": turning}))
+    assert examine(Subject(body, urdf=urdf)) == []
+
+
+@pytest.mark.parametrize("limit", [(-120, 120), (0, 180)])
+def test_limits_of_a_urdf_in_degrees_prove_nothing(tmp_path, limit):
+    path = tmp_path / "arm.urdf"
+    path.write_text(urdf_text([*ARM[:1], (*ARM[1][:4], LIMIT.format(*limit, 3)), *ARM[2:]]))
+    urdf = read_urdf(path)
+    (finding,) = examine(Subject(robot(([*POSITION, 1], [-90.0, 90.0])), urdf=urdf))
+    assert (finding.code, finding.field) == ("LIMITS_UNIT", "actions[0].limits.position[1]")
+    assert examine(Subject(robot(), urdf=urdf)) == []
+
+
+def test_speeds_in_degrees_or_millimetres():
+    slow = {"velocity": 0.3, "acceleration": 1.0, "jerk": 10.0}
+    base = {**BASE, "limits": {"linear": {**slow, "velocity": 300.0}, "angular": {**slow, "velocity": 90.0}}}
+    eef = {**EEF, "limits": {"linear": {**slow, "velocity": 250.0}, "angular": slow}}
+    eef = edited(eef, ["ik", "limits", "velocity"], 180.0)
+    found = {f.field: f for f in examine(Subject(robot((["actions"], [eef, base]))))}
+    assert {(f.code, f.warning) for f in found.values()} == {("SPEED_UNIT", True)}
+    assert {field: f.advice.rpartition(" ")[2] for field, f in found.items()} == {
+        "actions[0].ik.limits.velocity": "3.1416",
+        "actions[0].limits.linear.velocity": "0.25",
+        "actions[1].limits.linear.velocity": "0.3",
+        "actions[1].limits.angular.velocity": "1.5708",
+    }
+
+
+def test_a_base_is_as_fast_as_the_statistics_say():
+    body = robot((["actions", 0], BASE))
+    values = {"channels": ["base/vx", "base/wz", "gripper/jaw"], "q01": [-0.2, -1.5, 0.0]}
+    (finding,) = examine(Subject(body, entry(**values, q99=[0.29, 0.9, 1.0])))
+    assert (finding.code, finding.field) == ("STATISTICS_SPEED", "actions[0].limits.angular.velocity")
+    assert "about 1.5 rad/s" in finding.expected
+
+
+def test_data_of_a_joint_that_turns_without_end_may_lie_anywhere():
+    far = entry(q01=listed(ENTRY["q01"], 3, 4.0), q99=listed(ENTRY["q99"], 3, 6.0))
+    assert examine(Subject(robot(), far)) == []
+    assert [f.code for f in examine(Subject(robot((["actions", 0, "continuous"], [])), far))] == [
+        "STATISTICS_OUTSIDE"
+    ]
+
+
+def test_no_continuous_joint_where_the_yaml_has_no_key_for_it(tmp_path):
+    path = tmp_path / "arm.urdf"
+    path.write_text(urdf_text([*ARM[:5], (*ARM[5][:1], "continuous", *ARM[5][2:4], ""), ARM[6]]))
+    body = robot(
+        (["actions", 1, "unit"], "rad"), (["actions", 1, "opening"], None), (["actions", 1, "kind"], "hand")
+    )
+    assert examine(Subject(body, urdf=read_urdf(path))) == []
 
 
 def test_errors_come_before_warnings(urdf):
@@ -533,6 +660,26 @@ FOLDERS = {
         "robot: found no q99",
     ),
     "lengths": ({"config.json": json.dumps(CONFIG)}, {"robot": {**ENTRY, "q99": [1.0]}}, "as many"),
+    "text for a number": (
+        {"config.json": json.dumps(CONFIG)},
+        {"robot": {**ENTRY, "q01": listed(ENTRY["q01"], 0, "a")}},
+        "robot: q01: found 'a', expected finite numbers",
+    ),
+    "nothing for a number": (
+        {"config.json": json.dumps(CONFIG)},
+        {"robot": {**ENTRY, "q99": listed(ENTRY["q99"], 0, None)}},
+        "robot: q99: found nothing",
+    ),
+    "not a number": (
+        {"config.json": json.dumps(CONFIG)},
+        {"robot": {**ENTRY, "q99": listed(ENTRY["q99"], 0, float("nan"))}},
+        "robot: q99: found nan",
+    ),
+    "a number without end": (
+        {"config.json": json.dumps(CONFIG)},
+        {"robot": {**ENTRY, "q01": listed(ENTRY["q01"], 0, 10**400)}},
+        "robot: q01: found 1000",
+    ),
 }
 
 

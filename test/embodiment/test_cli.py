@@ -295,6 +295,19 @@ def test_new_from_flags(tmp_path):
     assert load_embodiment(tmp_path / "robot.yaml").prompt.robot_tag == "widowx_250s"
 
 
+def test_new_makes_its_folder(tmp_path):
+    folder, occupied = tmp_path / "my" / "robots", tmp_path / "file"
+    arguments = ["embodiment", "new", "robot", "--no-ask", "--urdf", str(URDF), "--folder"]
+    result = qwen_vla(*arguments, str(folder))
+    assert result.returncode == 0, result.stderr
+    assert load_embodiment(folder / "robot.yaml").name == "robot"
+    occupied.write_text("")
+    refused = qwen_vla(*arguments, str(occupied))
+    assert refused.returncode == 1
+    assert "robot.yaml: cannot be written" in refused.stderr
+    assert "choose another --folder" in refused.stderr
+
+
 def test_new_asks(tmp_path):
     answers = "robot\nMy Robot\n7.5\njoint_state\nomni_drive\nego=head/image\n"
     result = qwen_vla(

@@ -18,6 +18,9 @@ MOBILE = (resources.embodiments_directory() / "mobile_aloha.yaml").read_text()
 XARM = (resources.embodiments_directory() / "xarm7.yaml").read_text()
 
 
+KINEMATICS = resources.embodiments_directory() / "kinematics"
+
+
 def faults_of(tmp_path, text, name="robot.yaml"):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -132,6 +135,92 @@ PANDA_CASES = {
     "infinite": ("control_rate: 10.0", "control_rate: .inf", "control_rate", "inf", "finite"),
     "infinite position": ("[0.0, 0.04]", "[0.0, .inf]", "actions[1].limits.position[0][1]", "inf", "finite"),
     "unknown unit": ("unit: rad", "unit: degrees", "actions[0].unit", "'degrees'", "'rad'"),
+    "endless joint of no group": (
+        "unit: rad",
+        "unit: rad\n    continuous: [panda_joint8]",
+        "actions[0].continuous[0]",
+        "'panda_joint8', no such name in `joints`",
+        "one of panda_joint1, ",
+    ),
+    "endless joint twice": (
+        "unit: rad",
+        "unit: rad\n    continuous: [panda_joint7, panda_joint7]",
+        "actions[0].continuous[1]",
+        "second time",
+        "each joint once",
+    ),
+    "endless joint that slides": (
+        "unit: rad",
+        "unit: m\n    continuous: [panda_joint7]",
+        "actions[0].continuous[0]",
+        "'panda_joint7', in m",
+        "in rad",
+    ),
+    "endless joint among those that slide": (
+        "unit: rad",
+        "unit: [rad, rad, rad, rad, rad, m, rad]\n    continuous: [panda_joint7, panda_joint6]",
+        "actions[0].continuous[1]",
+        "'panda_joint6', in m",
+        "in rad",
+    ),
+    "age of images in ms": ("max_age: 0.5 ", "max_age: 300 ", "cameras[0].max_age", "300", "at most 10"),
+    "skew in ms": (
+        "max_camera_skew: 0.1",
+        "max_camera_skew: 50",
+        "max_camera_skew",
+        "50",
+        "at most 10",
+    ),
+    "age of the state in ms": ("max_age: 0.3 ", "max_age: 200 ", "state.max_age", "200", "at most 10"),
+    "silence in ms": (
+        "schema: 1",
+        "schema: 1\nstop: {heartbeat_timeout: 500}",
+        "stop.heartbeat_timeout",
+        "500",
+        "at most 10",
+    ),
+    "age of chunks in ms": (
+        "schema: 1",
+        "schema: 1\nstop: {chunk_max_age: 1000}",
+        "stop.chunk_max_age",
+        "1000",
+        "at most 10",
+    ),
+    "controller shared by another name": (
+        "topic: panda_gripper_controller/commands",
+        "topic: /panda_arm_controller/joint_trajectory",
+        "actions[1].controller.topic",
+        "second time",
+        "one controller topic per group",
+    ),
+    "commands among the joint states": (
+        "topic: panda_gripper_controller/commands",
+        "topic: /joint_states",
+        "actions[1].controller.topic",
+        "'/joint_states', which is state.joint_states[0] too",
+        "takes commands from",
+    ),
+    "commands among the images": (
+        "topic: panda_gripper_controller/commands",
+        "topic: camera/ego/image_raw",
+        "actions[1].controller.topic",
+        "which is cameras[0].topic too",
+        "takes commands from",
+    ),
+    "hysteresis without a threshold": (
+        "unit: m\n",
+        "unit: m\n    hysteresis: 0.01\n",
+        "actions[1].hysteresis",
+        "0.01, without a threshold",
+        "`threshold` as well",
+    ),
+    "hysteresis beyond the limits": (
+        "unit: m\n",
+        "unit: m\n    threshold: 0.02\n    hysteresis: 0.03\n",
+        "actions[1].hysteresis",
+        "0.03, -0.01 to 0.05 with the threshold",
+        "within 0 to 0.04",
+    ),
     "virtual joint of no group": (
         "unit: rad",
         "unit: rad\n    virtual: {reach: [a, b]}",
@@ -360,6 +449,59 @@ OTHER_CASES = {
         "2 joints",
         "one",
     ),
+    "parallel gripper of two joints": (
+        XARM.replace("joints: [drive_joint]", "joints: [drive_joint, right_finger_joint]").replace(
+            "gripper_command", "parallel_gripper_command"
+        ),
+        "actions[1].joints",
+        "2 joints",
+        "one: a ParallelGripperCommand",
+    ),
+    "margin without room": (
+        WIDOWX.replace("margin: 0.02", "margin: 2.0"),
+        "actions[0].ik.limits.margin",
+        "2, which leaves no room in [-1.88495, 1.98967]",
+        "less than 1.93731",
+    ),
+    "odometry on the topic of the base": (
+        TIAGO.replace(ODOMETRY, "odometry: /mobile_base_controller/cmd_vel_unstamped"),
+        "actions[0].controller.topic",
+        "which is state.odometry too",
+        "takes commands from",
+    ),
+    "pose of the tip in its own frame": (
+        WIDOWX.replace("frame: wx250s/base_link", "frame: wx250s/ee_gripper_link").replace(
+            "type: joint_trajectory, topic: arm", "type: cartesian_twist, topic: arm"
+        ),
+        "actions[0].frame",
+        "which is `tip` too",
+        "another link",
+    ),
+    "names of the controller of an end effector": (
+        WIDOWX.replace(
+            "type: joint_trajectory, topic: arm", "type: joint_trajectory, names: [a], topic: arm"
+        ),
+        "actions[0].controller.names",
+        "1 names",
+        "6, one per joint",
+    ),
+    "a name of the controller twice": (
+        MOBILE.replace("names: [waist, shoulder,", "names: [waist, waist,"),
+        "actions[0].controller.names[1]",
+        "'waist' a second time",
+        "each once",
+    ),
+    "a joint of an end effector in no topic": (
+        WIDOWX.replace(
+            "  joint_states: [joint_states]",
+            "  joint_states: [joint_states]\n"
+            "  joint_names:\n"
+            "    joint_states: [waist, elbow, forearm_roll, wrist_angle, wrist_rotate, left_finger]",
+        ),
+        "actions[0].ik.joints[1]",
+        "'shoulder', in no topic",
+        "a name of state.joint_names",
+    ),
     "names of the controller": (
         MOBILE.replace("names: [waist, shoulder,", "names: [shoulder,"),
         "actions[0].controller.names",
@@ -462,6 +604,20 @@ def test_fault_of_another_kind(tmp_path, case):
     assert any(f.field == field and found in f.found and expected in f.expected and f.line for f in faults), [
         str(fault) for fault in faults
     ]
+
+
+def test_what_is_near_those_faults_and_none(tmp_path):
+    """The margin may leave a little room, an action is no topic, hysteresis may be wide inside the limits."""
+    path = tmp_path / "robot.yaml"
+    for text, old, new in (
+        (WIDOWX, "margin: 0.02", "margin: 1.3"),
+        (WIDOWX, "hysteresis: 0.1", "hysteresis: 0.45"),
+        (XARM, "joint_states: [", "joint_states: [xarm_gripper/gripper_action, "),
+        (PANDA, "unit: rad", "unit: rad\n    continuous: [panda_joint7]"),
+        (PANDA, "max_age: 0.3 ", "max_age: 10 "),
+    ):
+        path.write_text(edited(named(text), old, new).replace("kinematics/", f"{KINEMATICS}/"))
+        load_embodiment(path)
 
 
 NOT_EMBODIMENTS = {

@@ -321,6 +321,28 @@ def test_the_table_of_the_page_is_that_of_the_code():
     assert live_codes.table() in page
 
 
+def test_a_joint_that_turns_without_end_may_count_its_turns():
+    body = load_embodiment("kinova_gen3")
+    (turning, *_), graph = body.actions[0].continuous, sound(body)
+    bounded = next(joint for joint in body.actions[0].joints if joint not in body.actions[0].continuous)
+    (topic,) = graph.joints
+    for joint, expected in ((turning, []), (bounded, ["JOINT_UNIT"])):
+        heard = graph.joints[topic]
+        far = replace(heard, positions={**heard.positions, joint: 40.0})
+        assert list(codes(body, replace(graph, joints={topic: far}))) == expected
+
+
+def test_the_frame_of_a_base_may_have_a_prefix():
+    for frame, child, expected in (
+        ("base_footprint", "left/base_footprint", []),
+        ("left/base_footprint", "left/base_footprint", []),
+        ("left/base_footprint", "right/base_footprint", ["ODOMETRY_FRAME"]),
+    ):
+        body = BASE.model_copy(update={"actions": (BASE.actions[0].model_copy(update={"frame": frame}),)})
+        graph = replace(sound(BASE), odometry=replace(sound(BASE).odometry, child_frame=child))
+        assert list(codes(body, graph)) == expected, (frame, child)
+
+
 def test_an_unused_controller_may_be_partial():
     given = {"joints": [*PANDA.actions[0].joints, "panda_joint8"]}
     graph = replace(sound(PANDA), controllers={ARM: Controller("/arm", given)})

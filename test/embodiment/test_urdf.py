@@ -67,6 +67,26 @@ def test_what_limits_mean(tmp_path):
     assert (d.moves, e.moves, e.unit) == (False, False, None)
 
 
+def test_an_infinite_limit_is_none_and_not_zero(tmp_path):
+    limit = '<limit lower="-inf" upper="2" velocity="1" effort="1"/>'
+    urdf = read_urdf(write(tmp_path, robot(joint("a", "revolute", "l0", "l1", limit))))
+    assert (urdf.joints["a"].lower, urdf.joints["a"].upper) == (None, 2.0)
+
+
+def test_expanding_xacro_does_not_overwrite_its_source(tmp_path):
+    text = BAD["xacro"][0]
+    for name, expected in (
+        ("arm.urdf", "xacro arm.urdf > arm_expanded.urdf"),
+        ("arm.urdf.xacro", "xacro arm.urdf.xacro > arm.urdf"),
+        ("arm.xacro", "xacro arm.xacro > arm.urdf"),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(UrdfError) as caught:
+            read_urdf(path)
+        assert str(caught.value).endswith(f"expand it: {expected}")
+
+
 BAD = {
     "not XML": ("<robot", "not XML"),
     "MJCF": ("<mujoco/>", "an MJCF model"),
@@ -192,6 +212,75 @@ def test_an_arm_with_a_gripper_of_two_fingers(tmp_path):
     assert body.actions[0].limits.velocity.tolist() == [0.25, 1.0]
     assert parts.left_out == ("finger_2",)
     assert "CHECK: the URDF has no position of turn" in (tmp_path / "made.yaml").read_text()
+
+
+def chain_of(count, name="joint{}", **more):
+    return [
+        joint(name.format(k), "revolute", f"link{k - 1}", f"link{k}", **more) for k in range(1, count + 1)
+    ]
+
+
+SLIDE = '<limit lower="0" upper="0.035" velocity="1" effort="1"/>'
+
+
+def test_a_fork_of_fingers_without_a_name_is_no_pair_of_arms(tmp_path):
+    # As in the URDF of AgileX's Piper.
+    fingers = [joint(f"joint{k}", "prismatic", "link6", f"link{k}", SLIDE) for k in (7, 8)]
+    urdf = read_urdf(write(tmp_path, robot(*chain_of(6), *fingers)))
+    parts = guess_parts(urdf)
+    found = {part.name: (part.kind, [j.name for j in part.joints]) for part in parts.groups}
+    assert found == {
+        "arm": ("joint_position", [f"joint{k}" for k in range(1, 7)]),
+        "gripper": ("gripper", ["joint7"]),
+    }
+    assert (parts.arms, parts.left_out) == ("single", ("joint8",))
+    assert examine(Subject(made(tmp_path, urdf, parts), urdf=urdf)) == []
+
+
+def test_two_arms_on_a_torso_are_no_fingers(tmp_path):
+    torso = chain_of(2)
+    arms = [
+        joint(f"{side}{k}", "revolute", f"{side}{k - 1}" if k > 1 else "link2", f"{side}{k}")
+        for side in "ab"
+        for k in (1, 2)
+    ]
+    parts = guess_parts(read_urdf(write(tmp_path, robot(*torso, *arms))))
+    assert [(part.name, len(part.joints)) for part in parts.groups] == [
+        ("arm_1", 2),
+        ("arm_2", 2),
+        ("torso", 2),
+    ]
+
+
+@pytest.mark.parametrize("name", ["spring1/joint_{}", "handy_j{}", "legolas-{}", "headless_joint_{}"])
+def test_the_name_of_the_robot_says_nothing_of_its_joints(tmp_path, name):
+    parts = guess_parts(read_urdf(write(tmp_path, robot(*chain_of(6, name)))))
+    assert [(part.name, part.kind, len(part.joints)) for part in parts.groups] == [
+        ("arm", "joint_position", 6)
+    ]
+
+
+@pytest.mark.parametrize("name", ["finger_{}", "left_hand_joint_{}", "finger{}"])
+def test_a_hand_alone_is_one(tmp_path, name):
+    parts = guess_parts(read_urdf(write(tmp_path, robot(*chain_of(3, name)))))
+    assert [part.kind for part in parts.groups] == ["hand"]
+
+
+@pytest.mark.parametrize("limit", [(-170, 170), (0, 180)])
+def test_limits_in_degrees_are_as_good_as_none(tmp_path, limit):
+    degrees = '<limit lower="{}" upper="{}" velocity="2" effort="1"/>'.format(*limit)
+    urdf = read_urdf(write(tmp_path, robot(*chain_of(2), joint("odd", "revolute", "link2", "l3", degrees))))
+    body = made(tmp_path, urdf, guess_parts(urdf))
+    assert body.actions[0].limits.position[2].tolist() == [-3.14159, 3.14159]
+    assert "CHECK: the URDF's position of odd looks like degrees" in (tmp_path / "made.yaml").read_text()
+    assert examine(Subject(body, urdf=urdf)) == []
+
+
+@pytest.mark.parametrize("rate", [0.25, 5.0, 29.97, 120.0])
+def test_rates_are_written_as_given(tmp_path, rate):
+    urdf = read_urdf(WIDOWX)
+    body = made(tmp_path, urdf, guess_parts(urdf), control_rate=rate)
+    assert (body.control_rate, body.command_rate) == (rate, max(50.0, rate))
 
 
 def test_a_base_alone(tmp_path):

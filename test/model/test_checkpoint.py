@@ -127,6 +127,16 @@ def test_tied_embeddings_stay_tied(saved: Path) -> None:
     assert backbone.lm_head.weight is backbone.model.language_model.embed_tokens.weight
 
 
+def test_a_copy_of_tied_embeddings_may_be_stored(saved: Path, tmp_path: Path) -> None:
+    """As tools write it that know nothing of ties."""
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["backbone.model.language_model.embed_tokens.weight"]
+    save_file({**tensors, "backbone.lm_head.weight": embedding.clone()}, folder / "model.safetensors")
+    assert_same_weights(load_checkpoint(saved).model, load_checkpoint(folder).model)
+
+
 def test_from_pretrained_of_transformers_reads_the_folder_too(tiny, saved: Path) -> None:
     model = type(tiny[0]).from_pretrained(saved)
     assert_same_weights(tiny[0], model)

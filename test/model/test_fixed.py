@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_vla_ros.model.fixed import FixedModel, Shape, inverse_of_unit_lower, padded_length, shape_of
+from qwen_vla_ros.model.processor import QwenVLAProcessor
 
 # Of normalised actions, whose range is 2: what float32 sums in another order leave.
 TOLERANCE = 2e-5
@@ -86,6 +88,25 @@ def test_equals_the_stock_forward(parts, portable: bool, length: str, change: st
         expected = stock(model, processor, instruction, pictures, noise, mask, 3)
         assert float((found - expected).abs().max()) <= TOLERANCE
         assert float(expected.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_long_prompts_through_layers_that_forget_fast(parts, portable: bool) -> None:
+    """What lies ahead decays by so much that its inverse is beyond float32."""
+    model, processor, pictures, noise, mask = parts
+    processor = QwenVLAProcessor(processor.tokenizer, replace(processor.config, image_size=(384, 512)))
+    for layer in model.backbone.model.language_model.layers:
+        if hasattr(layer, "linear_attn"):
+            layer.linear_attn.A_log.data += 1.0
+    ids = processor.token_ids(prompt(INSTRUCTIONS[0]), VIEWS)
+    assert len(ids) > 380
+    shape = shape_of(processor, ids, VIEWS, 2, len(ids) + 8, ragged=True)
+    fixed = FixedModel(model, shape, portable).eval()
+    inputs = fixed_inputs(processor, INSTRUCTIONS[0], pictures, shape.length)
+    with torch.no_grad():
+        found = fixed(inputs["images"], inputs["ids"][: len(ids)], noise, mask, inputs["count"])
+    expected = stock(model, processor, INSTRUCTIONS[0], pictures, noise, mask, 2)
+    assert float((found - expected).abs().max()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("blockwise", [False, True])

@@ -169,6 +169,14 @@ def test_round_trip(processor: QwenVLAProcessor, tmp_path: Path) -> None:
         ({"colour": 1}, r"unknown fields \['colour'\]"),
         ({"image_size": [100, 100]}, "multiples of 32"),
         ({"image_token": "<|nothing|>"}, "the tokenizer has no token '<|nothing|>'"),
+        ({"image_size": 224}, "'int' object"),
+        ({"image_size": None}, "'NoneType' object"),
+        ({"view_image_size": None}, "'NoneType' object"),
+        ({"view_image_size": {"ego": 128}}, "'int' object"),
+        ({"merge_size": 0}, "merge_size: found 0"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"mean: found \[0.5, 0.5, 0.5\], expected one number"),
+        ({"std": 0}, "std: found 0, expected a number above 0"),
+        ({"view_tags": ["<|start|>", "<|end|>"]}, "view_tags: .*{view}"),
     ],
 )
 def test_bad_configuration_names_the_file(processor, tmp_path, change, message) -> None:

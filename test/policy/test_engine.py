@@ -75,7 +75,7 @@ def test_a_body_of_the_same_look_takes_the_same_engine(pair) -> None:
 
 
 def test_other_shapes_run_without_it_and_say_so(pair, caplog) -> None:
-    long = observe(4, "reach the red cube " * 8)
+    long = observe(4, "reach the red cube " * 24)
     with caplog.at_level(logging.WARNING):
         found, expected = (policy.infer(long, seed=4) for policy in pair)
         pair[0].infer(long, seed=4)

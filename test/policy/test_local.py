@@ -228,6 +228,47 @@ def test_images_may_be_brought_to_size_before(policy: LocalPolicy, panda: Embodi
     np.testing.assert_array_equal(*chunks)
 
 
+@pytest.mark.parametrize("state", [None, np.full(8, np.nan), np.zeros(3)])
+def test_malformed_state(random_checkpoint: Path, panda: Embodiment, state) -> None:
+    body = panda.model_copy(update={"prompt": panda.prompt.model_copy(update={"state": True})})
+    policy = LocalPolicy.load(random_checkpoint, "cpu")
+    policy.configure(body)
+    with pytest.raises(ObservationError, match=r"state: found .*, expected 8 finite values"):
+        policy.infer(observe(body, state=state))
+
+
+def test_any_state_fits_what_was_prepared(random_checkpoint: Path, panda: Embodiment, caplog) -> None:
+    """Numbers of bins have one to three digits; the longest prompt counts."""
+    body = panda.model_copy(update={"prompt": panda.prompt.model_copy(update={"state": True})})
+    policy = LocalPolicy.load(random_checkpoint, "cpu", engine=True)
+    policy.configure(body)
+    for state in (policy.statistics.q01, policy.statistics.q99):
+        policy.infer(observe(body, state=np.asarray(state)))
+    assert "not the shape that was prepared" not in caplog.text
+
+
+def test_an_image_that_is_none_at_all(policy: LocalPolicy, panda: Embodiment) -> None:
+    with pytest.raises(ObservationError, match=r"view 'ego': found list, expected an array \(h, w, 3\)"):
+        policy.infer(observe(panda, images={"ego": [[0, 0, 0]]}))
+
+
+def test_a_body_that_is_refused_late_leaves_the_old_one_its_channels(
+    random_checkpoint: Path, monkeypatch
+) -> None:
+    """Bodies of one look share an engine, which knows the channels of one."""
+    first, second = load_embodiment("unitree_g1"), load_embodiment("franka_panda")
+    policy = LocalPolicy.load(random_checkpoint, "cpu", engine=True)
+    policy.configure(first)
+    before = policy.infer(observe(first), seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            policy, "infer", lambda *_, **__: (_ for _ in ()).throw(PolicyError("the warm-up failed"))
+        )
+        with pytest.raises(PolicyError, match="the warm-up failed"):
+            policy.configure(second)
+    np.testing.assert_array_equal(policy.infer(observe(first), seed=0), before)
+
+
 def test_missing_view(policy: LocalPolicy, panda: Embodiment) -> None:
     with pytest.raises(ObservationError, match="no image of view 'ego'"):
         policy.infer(observe(panda, images={}))

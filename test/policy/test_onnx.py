@@ -181,7 +181,7 @@ def test_refuses_in_clear_words(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="cannot continue"):
         policy.infer(observation, plan=Continuation(rows, 4, 1))
     with pytest.raises(PolicyError, match=r"export with --tokens \d+"):
-        policy.infer(dataclasses.replace(observation, instruction="reach the red cube " * 10))
+        policy.infer(dataclasses.replace(observation, instruction="reach the red cube " * 24))
     changed = tmp_path / "changed"
     shutil.copytree(shipped, changed)
     manifest = json.loads((changed / "onnx.json").read_text())
