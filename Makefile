@@ -37,7 +37,7 @@ help:
 	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
 	@echo 'make bench    benchmarks, also as out/bench.json and .md'
-	@echo 'make checkpoint  make the shipped weights from nothing, in hours   OUT=out/checkpoint'
+	@echo 'make checkpoint  make weights like the shipped ones from nothing, in hours   OUT=out/checkpoint'
 	@echo 'make evaluation  all that docs/evaluation counts, in hours   CHECKPOINT= SEED= OUT=out/evaluation'
 	@echo 'make setup    only what the others need first'
 	@echo 'make clean    remove the environment and everything built'
