@@ -503,17 +503,32 @@ class _Base:
 
 
 class _DrivenBase(_Base):
-    """A base that is told velocities."""
+    """A base that is told velocities.
+
+    Attributes:
+        ramp: what its velocity follows.
+    """
+
+    ramp: VelocityRamp
 
     @property
     def commanded(self) -> np.ndarray:
         """Last velocity. Shape (n,)."""
-        raise NotImplementedError
+        return self.ramp.velocity
 
     @property
-    def ramp(self) -> VelocityRamp:
-        """What its velocity follows."""
-        raise NotImplementedError
+    def clamps(self) -> np.ndarray:
+        return self.ramp.clamps
+
+    @property
+    def resting(self) -> bool:
+        return self.ramp.resting
+
+    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
+        self.ramp.reset()
+
+    def brake(self) -> None:
+        self.ramp.brake()
 
     def command(self) -> BaseCommand:
         return BaseCommand(self.name, self.commanded)
@@ -546,34 +561,12 @@ class WaypointGroup(_Waypoints, _DrivenBase):
     def __init__(self, group: Any, period: float):
         super().__init__(group)
         self._tracker = BaseTracker(self.velocity, self.acceleration, self.jerk, period)
-
-    @property
-    def ramp(self) -> VelocityRamp:
-        return self._tracker.ramp
-
-    @property
-    def commanded(self) -> np.ndarray:
-        """Last velocity. Shape (n,)."""
-        return self._tracker.velocity
-
-    @property
-    def clamps(self) -> np.ndarray:
-        return self._tracker.ramp.clamps
-
-    @property
-    def resting(self) -> bool:
-        return self._tracker.ramp.resting
-
-    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
-        self._tracker.ramp.reset()
+        self.ramp = self._tracker.ramp
 
     def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
         if pose is None:
             raise MotionError(f"base {self.name}: its pose is not known")
         self._tracker.step(position, velocity, pose)
-
-    def brake(self) -> None:
-        self._tracker.brake()
 
 
 class PathGroup(_Waypoints):
@@ -636,34 +629,14 @@ class BaseVelocityGroup(_DrivenBase):
     def __init__(self, group: Any, period: float):
         self.width = group.count
         super().__init__(group)
-        self._ramp = VelocityRamp(self.velocity, self.acceleration, self.jerk, period)
-
-    @property
-    def ramp(self) -> VelocityRamp:
-        return self._ramp
-
-    @property
-    def commanded(self) -> np.ndarray:
-        """Last velocity. Shape (n,)."""
-        return self._ramp.velocity
-
-    @property
-    def clamps(self) -> np.ndarray:
-        return self._ramp.clamps
-
-    @property
-    def resting(self) -> bool:
-        return self._ramp.resting
+        self.ramp = VelocityRamp(self.velocity, self.acceleration, self.jerk, period)
 
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
-        return self._ramp.velocity.copy()
+        return self.ramp.velocity.copy()
 
     def here(self, pose: np.ndarray | None) -> np.ndarray:
         """The last velocity. Shape (width,)."""
         return self.observe(np.zeros(0), pose)
-
-    def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
-        self._ramp.reset()
 
     def resolve(self, rows: np.ndarray, origin: np.ndarray, here: np.ndarray):
         return rows, rows[0]
@@ -672,10 +645,7 @@ class BaseVelocityGroup(_DrivenBase):
         return rows
 
     def step(self, position: np.ndarray, velocity: np.ndarray, pose: np.ndarray | None) -> None:
-        self._ramp.step(position)
-
-    def brake(self) -> None:
-        self._ramp.brake()
+        self.ramp.step(position)
 
 
 AnyGroup = JointGroup | TipGroup | WaypointGroup | PathGroup | BaseVelocityGroup
