@@ -204,8 +204,7 @@ class PolicyNode(BodyNode):
         )
         self._chunk.header.frame_id = next((g.frame for g in embodiment.actions if hasattr(g, "frame")), "")
         self._status_publisher = self.create_lifecycle_publisher(PolicyStatus, "policy_status", qos.HEARTBEAT)
-        # As configured: the heartbeat asks fifty times a second.
-        info = self._info = self._policy.info
+        info = self._policy.info
         self.get_logger().info(
             f"{info.checkpoint}: {info.parameters / 1e6:.1f} M parameters on {info.device}"
         )
@@ -362,7 +361,7 @@ class PolicyNode(BodyNode):
         status = PolicyStatus(
             state=State.STATE_IDLE,
             embodiment=self.embodiment.name,
-            checkpoint=self._info.checkpoint,
+            checkpoint=self._policy.info.checkpoint,
             inference_time=math.nan,
         )
         status.header.stamp = self.stamp(now)
@@ -415,7 +414,7 @@ class PolicyNode(BodyNode):
         return health
 
     def _model_health(self) -> Health:
-        info, work = self._info, self._work
+        info, work = self._policy.info, self._work
         health = Health(
             {
                 "checkpoint": info.checkpoint,
