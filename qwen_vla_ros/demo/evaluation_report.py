@@ -62,11 +62,12 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
         lines += [
             "## Failures",
             "",
-            "| body | task | scene | instruction | what happened |",
-            "|---|---|---|---|---|",
+            "| body | task | through | scene | instruction | what happened |",
+            "|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {entry.embodiment} | {entry.task} | {e.scene} | {e.instruction} | {e.detail} |"
+            f"| {entry.embodiment} | {entry.task} | {entry.conditions} "
+            f"| {e.scene} | {e.instruction} | {e.detail} |"
             for entry, e in failures[:40]
         ]
         if len(failures) > 40:

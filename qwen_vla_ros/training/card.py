@@ -192,7 +192,7 @@ def _failures(entries: Sequence[Entry]) -> str:
         if words:
             worst = "; ".join(f"{text} ({count})" for text, count in words.most_common(3))
             lines.append(
-                f"- {entry.embodiment} {entry.task} ({entry.setting}, {entry.wording}): "
+                f"- {entry.embodiment} {entry.task} ({entry.setting}, {entry.wording}, {entry.conditions}): "
                 f"{sum(words.values())} of {len(entry.episodes)}, most often: {worst}"
             )
     return "\n".join(["## Known failures", "", *lines]) if lines else ""

@@ -82,7 +82,10 @@ def make(
 def train(
     out: Annotated[Path, typer.Option(help="Folder for state, metrics and the checkpoint.")],
     config: Annotated[
-        Path | None, typer.Option(help="Configuration (YAML); with --dataset, config/training/finetune.yaml.")
+        Path | None,
+        typer.Option(
+            help="Configuration (YAML); with --dataset, what differs from config/training/finetune.yaml."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -199,8 +202,8 @@ def _finetuner(
     if not embodiment:
         raise TrainingError("--embodiment: missing; the robot whose cameras and channels the dataset has")
     body = load_embodiment(embodiment)
-    path = config or resources.config_directory() / "training" / "finetune.yaml"
-    settings = load_finetuning(path).model_copy(update=changes)
+    shipped = resources.config_directory() / "training" / "finetune.yaml"
+    settings = load_finetuning(shipped, config).model_copy(update=changes)
     recorded = RecordedChunks(LeRobotFolder(dataset), body, settings)
     if checkpoint is None and backbone is None:
         checkpoint = resources.checkpoints_directory() / "qwen_vla_tiny"

@@ -242,6 +242,21 @@ def load_configuration(path: Path) -> TrainingConfiguration:
     return parse_configuration(read_yaml(path), str(path))
 
 
-def load_finetuning(path: Path) -> FinetuningConfiguration:
-    """Read a YAML file. Raises TrainingError naming the file and each fault."""
-    return parse_finetuning(read_yaml(path), str(path))
+def load_finetuning(path: Path, own: Path | None = None) -> FinetuningConfiguration:
+    """Read a YAML file and, over it, what `own` says otherwise. See `load_configuration`."""
+    content = read_yaml(path)
+    if own is not None:
+        changes = read_yaml(own)
+        if not isinstance(changes, dict):
+            raise TrainingError(f"{own}: found {type(changes).__name__}, expected fields as in {path}")
+        content = _overlay(content, changes)
+    return parse_finetuning(content, str(own or path))
+
+
+def _overlay(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(content)
+    for key, value in changes.items():
+        below = content.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _overlay(below, value) if both else value
+    return merged

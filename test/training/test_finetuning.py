@@ -23,8 +23,9 @@ from qwen_vla_ros.model.checkpoint import load_checkpoint, save_checkpoint
 from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.policy import Observation
 from qwen_vla_ros.policy.local import LocalPolicy
+from qwen_vla_ros.resources import config_directory
 from qwen_vla_ros.training import lora, saving
-from qwen_vla_ros.training.configuration import parse_finetuning
+from qwen_vla_ros.training.configuration import load_finetuning, parse_finetuning
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.finetuning import (
     Finetuner,
@@ -62,6 +63,22 @@ SETTINGS = {
 
 def settings(**changes):
     return parse_finetuning({**SETTINGS, **changes}, "test")
+
+
+def test_own_configuration_says_only_what_differs(tmp_path):
+    shipped, own = config_directory() / "training" / "finetune.yaml", tmp_path / "own.yaml"
+    own.write_text("steps: 7\nvalidation: {every: 3}\nmapping: {cameras: {ego: observation.images.laptop}}\n")
+    default, configuration = load_finetuning(shipped), load_finetuning(shipped, own)
+    assert (configuration.steps, configuration.validation.every) == (7, 3)
+    assert configuration.validation.chunks == default.validation.chunks
+    assert configuration.optimiser == default.optimiser
+    assert configuration.mapping.cameras == {"ego": "observation.images.laptop"}
+    own.write_text("- steps: 7\n")
+    with pytest.raises(TrainingError, match=r"own\.yaml: found list, expected fields as in .*finetune\.yaml"):
+        load_finetuning(shipped, own)
+    own.write_text("validation: {each: 3}\n")
+    with pytest.raises(TrainingError, match=r"own\.yaml: validation\.each"):
+        load_finetuning(shipped, own)
 
 
 @pytest.fixture(scope="module")
