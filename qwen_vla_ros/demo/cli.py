@@ -157,6 +157,6 @@ def evaluate(
             found = [run_evaluation(plan, console)]
         if report is not None:
             console.print(str(write_report(found, report)))
-    except (EvaluationFault, ValueError, RuntimeError) as error:
+    except (EvaluationFault, ValueError, RuntimeError, OSError) as error:
         typer.echo(f"qwen-vla: {error}", err=True)
         raise typer.Exit(1) from error

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,28 +204,30 @@ def _run_ros(
             make_world(embodiment, plan.setting) as world,
             _nodes(plan, source, embodiment, choice, folder, states) as runner,
         ):
-            played = [_episodes(plan, case, world, runner, console) for case in own]
-        shots = _pictures(states, [len(episodes) for episodes in played])
+            for case in own:
+                episodes = _episodes(plan, case, world, runner, console)
+                entry = make_entry(
+                    [_result(episode, embodiment) for episode in episodes],
+                    embodiment=embodiment.name,
+                    task=case.task,
+                    setting=case.setting,
+                    wording=case.wording,
+                    control=case.control.value,
+                    through="ros",
+                    seed=plan.seed,
+                    latency=0.0,
+                )
+                found.entries.append(entry)
+                console.print(f"{entry.summary()}, through the nodes")
+                keep()
+        played = found.entries[-len(own) :]
+        # The simulation writes its states when it ends.
+        shots = _pictures(states, [len(entry.episodes) for entry in played])
         shutil.rmtree(folder)
-        for case, episodes, pictures in zip(own, played, shots, strict=True):
-            results = [
-                _result(episode, embodiment, frames)
-                for episode, frames in zip(episodes, pictures, strict=True)
-            ]
-            entry = make_entry(
-                results,
-                embodiment=embodiment.name,
-                task=case.task,
-                setting=case.setting,
-                wording=case.wording,
-                control=case.control.value,
-                through="ros",
-                seed=plan.seed,
-                latency=0.0,
-            )
-            found.entries.append(entry)
-            console.print(f"{entry.summary()}, through the nodes")
-            keep()
+        for entry, pictures in zip(played, shots, strict=True):
+            pairs = zip(entry.episodes, pictures, strict=True)
+            entry.episodes[:] = [replace(result, frames=frames) for result, frames in pairs]
+        keep()
 
 
 @contextmanager
@@ -268,7 +270,7 @@ def _episodes(
     return episodes
 
 
-def _result(episode: Episode, embodiment: Embodiment, frames: list[list[float]]) -> EpisodeResult:
+def _result(episode: Episode, embodiment: Embodiment) -> EpisodeResult:
     paths = []
     for group in embodiment.actions:
         series = episode.commanded.get(group.name)
@@ -287,7 +289,6 @@ def _result(episode: Episode, embodiment: Embodiment, frames: list[list[float]])
         seconds=round(episode.elapsed, 3),
         rms_jerk=rms_jerk(paths),
         detail=f"{detail} (code {episode.code})",
-        frames=frames,
     )
 
 

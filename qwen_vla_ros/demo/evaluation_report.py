@@ -17,6 +17,7 @@ from qwen_vla_ros.training.results import Entry, Evaluation, Swap, gather
 _FRAME = 240, 180
 _CAPTION = 22
 _EPISODES_SHOWN = 2
+_FAILURES_SHOWN = 4  # of an entry
 # Of bars, by what the episodes ran through.
 _COLOURS = {"lock-step": "#4c78a8", "ros": "#f58518"}
 
@@ -57,25 +58,24 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> Path:
         lines += ["## Controls", "", *_controls(controls), ""]
     if swaps:
         lines += ["## Does the sentence choose the convention?", "", *_swaps(swaps), ""]
-    failures = [(entry, e) for entry in own for e in entry.episodes if not e.success]
-    if failures:
-        lines += [
-            "## Failures",
-            "",
-            "| body | task | through | scene | instruction | what happened |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {entry.embodiment} | {entry.task} | {entry.conditions} "
-            f"| {e.scene} | {e.instruction} | {e.detail} |"
-            for entry, e in failures[:40]
-        ]
-        if len(failures) > 40:
-            lines.append(f"\n{len(failures) - 40} more.")
-        lines.append("")
+    if failures := _failures(own):
+        lines += ["## Failures", "", *failures, ""]
     path = folder / "README.md"
     path.write_text("\n".join(lines))
     return path
+
+
+def _failures(entries: Sequence[Entry]) -> list[str]:
+    """The first of each entry; empty without any."""
+    lines = []
+    for entry in entries:
+        what = f"{entry.embodiment} | {entry.task} | {entry.conditions}"
+        failed = [e for e in entry.episodes if not e.success]
+        lines += [f"| {what} | {e.scene} | {e.instruction} | {e.detail} |" for e in failed[:_FAILURES_SHOWN]]
+        if len(failed) > _FAILURES_SHOWN:
+            lines.append(f"| {what} | | | {len(failed) - _FAILURES_SHOWN} more |")
+    head = ["| body | task | through | scene | instruction | what happened |", "|---|---|---|---|---|---|"]
+    return [*head, *lines] if lines else []
 
 
 def _origin(evaluation: Evaluation) -> str:

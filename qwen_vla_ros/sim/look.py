@@ -43,7 +43,7 @@ class Look:
         self._cameras = {model.camera(name).id: shift for name, shift in moved.items()}
         self._built = {
             name: getattr(model, name).copy()
-            for name in ("light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy")
+            for name in ("light_dir", "light_diffuse", "cam_pos", "cam_quat")
         }
         self._tables = [
             model.geom(name).id

@@ -335,15 +335,6 @@ class World:
         pose = self._task.start_pose(rng) if full else (0.0, 0.0, 0.0)
         self.teleport(joints=joints, base_pose=pose)
 
-    def select(self, task: str) -> None:
-        """Ask for another task in the present scene; its first goal is judged until another is set."""
-        if task not in self.tasks:
-            raise SimulationError(
-                f"body {self.body.name!r} has no task {task!r}; it has {', '.join(self.tasks)}"
-            )
-        self._task, self._goals = self._tasks[task], None
-        self.goal = self.goals()[0]
-
     def all_goals(self) -> list[Goal]:
         """Every goal of every task of the body in the present scene."""
         return [goal for task in self.tasks for goal in self._tasks[task].goals(self)]

@@ -134,6 +134,10 @@ def train(
     try:
         if (data is None) == (dataset is None):
             raise TrainingError("found --data and --dataset, or neither; expected one of them")
+        own = {"--backbone": backbone, "--embodiment": embodiment, "--lora": lora}
+        given = [option for option, value in own.items() if value]
+        if data is not None and given:
+            raise TrainingError(f"found {' and '.join(given)} with --data, expected with --dataset only")
         if (out / STATE_NAME).exists() and not resume:
             raise TrainingError(f"{out / STATE_NAME}: a run is here; pass --resume, or another --out")
         make_folder(out)
@@ -169,7 +173,7 @@ def _trainer(
 
     if config is None:
         raise TrainingError(
-            "--config: missing; config/training/tiny.yaml is the one of the shipped checkpoint"
+            "--config: missing; config/training/tiny.yaml is for the easy setting, full.yaml for the other"
         )
     configuration = load_configuration(config)
     if "batch" in changes:

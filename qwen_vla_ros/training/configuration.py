@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.mapping import MappingConfiguration
@@ -89,6 +89,13 @@ class NormalisationConfiguration(_Strict):
     lower: Quantile = "q01"
     upper: Quantile = "q99"
     floor: float = Field(default=0.02, gt=0.0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> NormalisationConfiguration:
+        order = get_args(Quantile)
+        if order.index(self.lower) >= order.index(self.upper):
+            raise ValueError(f"found lower {self.lower} and upper {self.upper}, in order {', '.join(order)}")
+        return self
 
 
 class TextToActionConfiguration(_Strict):

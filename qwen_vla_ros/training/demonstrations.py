@@ -21,7 +21,8 @@ g goals and o objects:
 States are those of the expert with errors (sim.visits), or those that a policy comes through (`policy`).
 
 A shard depends on the seed and its own number alone, so an interrupted run goes on where it stopped. A shard
-appears under its name when it is whole and on the disk.
+appears under its name when it is whole and on the disk. Pictures beyond meta.json's `samples` do not count: a
+longer shard begins as a shorter one does.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ _FILL: dict[str, Any] = {
     "visible": False,
     "places": 0.0,
 }
+_QUANTILES = {"minimum": 0.0, "q001": 0.001, "q01": 0.01, "q99": 0.99, "q999": 0.999, "maximum": 1.0}
 # Arms of a body and what their ends are called.
 HANDS = {None: "hand", "left": "left hand", "right": "right hand"}
 # The axis along which they are counted, after that of pictures.
@@ -175,7 +177,7 @@ def make(
         )
         visitor = _visitor(policy, embodiment)  # one that cannot be used leaves no folder
         _claim(folder, meta)
-        missing = [shard for shard in range(meta.shards) if not shard_path(folder, shard).is_file()]
+        missing = [shard for shard in range(meta.shards) if _length(folder, shard) < meta.size_of(shard)]
         there = samples - sum(map(meta.size_of, missing))
         if jobs == 1:
             made: Iterator[int] = (_make_shard(worlds, folder, meta, shard, visitor) for shard in missing)
@@ -188,6 +190,9 @@ def make(
             if progress is not None:
                 progress(there)
     quantities = quantiles(folder, meta)
+    # Without statistics.json a reader computes them: at no moment does it find those of other samples.
+    (folder / "statistics.json").unlink(missing_ok=True)
+    _write_json(folder / "meta.json", asdict(meta))
     _write_json(folder / "statistics.json", quantities)
     return meta
 
@@ -273,17 +278,12 @@ def read_shard(
         raise TrainingError(
             f"{path}: no such file; `qwen-vla data make` with the same options completes the folder"
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in fields}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingError(
-            f"{path}: damaged shard ({error}); delete it and run `qwen-vla data make` again"
-        ) from error
+    arrays = _load(path, fields)
     count = meta.size_of(shard)
     for name, array in arrays.items():
-        if len(array) != count:
+        if len(array) < count:
             raise TrainingError(f"{path}: {name} has {len(array)} rows, expected {count}")
+        arrays[name] = array[:count]
     if "actions" in arrays:
         found = arrays["actions"].shape[2:]
         if found != (meta.horizon, len(meta.channels)):
@@ -293,6 +293,22 @@ def read_shard(
         if not np.isfinite(arrays["actions"][arrays["tasks"] >= 0]).all():
             raise TrainingError(f"{path}: found actions that are not finite")
     return arrays
+
+
+def _load(path: Path, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in fields}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(
+            f"{path}: damaged shard ({error}); delete it and run `qwen-vla data make` again"
+        ) from error
+
+
+def _length(folder: Path, shard: int) -> int:
+    """Pictures that a shard has, 0 where it is missing."""
+    path = shard_path(folder, shard)
+    return len(_load(path, ("scenes",))["scenes"]) if path.is_file() else 0
 
 
 def read_all(folder: Path) -> tuple[Meta, dict[str, np.ndarray]]:
@@ -331,11 +347,10 @@ def quantiles(folder: Path, meta: Meta) -> dict[str, Any]:
     rows = np.concatenate(
         [_rows(read_shard(folder, meta, shard, ("tasks", "actions"))) for shard in range(meta.shards)]
     )
-    levels = {"minimum": 0.0, "q001": 0.001, "q01": 0.01, "q99": 0.99, "q999": 0.999, "maximum": 1.0}
-    found = np.quantile(rows, list(levels.values()), axis=0)
+    found = np.quantile(rows, list(_QUANTILES.values()), axis=0)
     return {
         "channels": meta.channels,
-        **{name: row.tolist() for name, row in zip(levels, found, strict=True)},
+        **{name: row.tolist() for name, row in zip(_QUANTILES, found, strict=True)},
         "rows": len(rows),
     }
 
@@ -360,10 +375,17 @@ def read_statistics(folder: Path, meta: Meta) -> dict[str, Any]:
         return quantiles(folder, meta)
     try:
         content = json.loads(path.read_text())
-        if len(content["q01"]) != len(meta.channels):
-            raise ValueError(f"{len(content['q01'])} channels, expected {len(meta.channels)}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: not statistics of these demonstrations: {error!r}") from error
+        if content["channels"] != meta.channels:
+            raise ValueError(f"channels: found {content['channels']}, expected {meta.channels}")
+        for name in _QUANTILES:
+            row = np.asarray(content[name], dtype=float)
+            if row.shape != (len(meta.channels),) or not np.isfinite(row).all():
+                raise ValueError(
+                    f"{name}: found {content[name]}, expected {len(meta.channels)} finite numbers"
+                )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise TrainingError(f"{path}: not statistics of these demonstrations: {what}") from error
     return content
 
 
@@ -390,7 +412,10 @@ def _visitor(checkpoint: Path | None, embodiment: Embodiment) -> Visitor:
 
 
 def _claim(folder: Path, meta: Meta) -> None:
-    """Write meta.json, or check that the folder's is the same but for the number of samples."""
+    """Write meta.json, or check that the folder's is the same but for the number of samples.
+
+    That number stays until as many are there.
+    """
     path = folder / "meta.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -404,13 +429,8 @@ def _claim(folder: Path, meta: Meta) -> None:
             raise TrainingError(
                 f"{path}: other demonstrations are here: {name} is {found[name]!r}, expected {wanted[name]!r}"
             )
-        if found["samples"] != meta.samples:
-            # The last shard may have been cut short.
-            last = shard_path(folder, read_meta(folder).shards - 1)
-            if found["samples"] % meta.shard_size and last.is_file():
-                last.unlink()
-            (folder / "statistics.json").unlink(missing_ok=True)
-    _write_json(path, asdict(meta))
+    else:
+        _write_json(path, asdict(meta))
 
 
 def _shard(world: Any, meta: Meta, shard: int, visitor: Visitor) -> dict[str, np.ndarray]:

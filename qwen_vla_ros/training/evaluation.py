@@ -284,7 +284,9 @@ def other_goal(world: World, judged: Goal, scene: int, wording: str = CANONICAL)
 
     Raises TrainingError when the scene has none.
     """
-    others = [goal for goal in world.goals() if goal.target != judged.target]
+    # The place between two pillars is the same from either side.
+    things = {judged.target, judged.other_target}
+    others = [goal for goal in world.goals() if {goal.target, goal.other_target} != things]
     if not others:
         raise TrainingError(f"scene {scene} names no other object than {judged.instruction!r} does")
     alike = [

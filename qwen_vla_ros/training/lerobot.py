@@ -13,7 +13,8 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,12 +128,13 @@ class LeRobotFolder:
 
         Raises TrainingError where a file is missing, damaged, too short or holds a value that is not finite.
         """
-        names = list(dict.fromkeys(numbers))
+        names, cameras = list(dict.fromkeys(numbers)), list(cameras)
+        inside = [camera for camera in cameras if self.features[camera].dtype != "video"]
         by_file: dict[Path, list[Episode]] = {}
         for episode in self.episodes:
             by_file.setdefault(episode.path, []).append(episode)
         for path, episodes in by_file.items():
-            self._read_file(path, episodes, names)
+            self._read_file(path, episodes, names, inside)
         indices: dict[Path, VideoIndex] = {}
         for camera in cameras:
             if self.features[camera].dtype == "video":
@@ -284,9 +286,10 @@ class LeRobotFolder:
 
     # Numbers and frames
 
-    def _read_file(self, path: Path, episodes: list[Episode], names: list[str]) -> None:
+    def _read_file(self, path: Path, episodes: list[Episode], names: list[str], pictures: list[str]) -> None:
         wanted = [*names, "episode_index", "frame_index", "task_index", "timestamp"]
-        table = _read_table(path, list(dict.fromkeys(wanted)))
+        # Pictures are decoded when they are drawn.
+        table = _read_table(path, list(dict.fromkeys(wanted)), pictures)
         owner = np.asarray(table["episode_index"])
         columns = {name: _matrix(table[name], self.features.get(name), name, path) for name in wanted}
         for episode in episodes:
@@ -381,7 +384,7 @@ class _Pictures:
     def _value(self, path: Path, camera: str, row: int) -> Any:
         import pyarrow.parquet as parquet
 
-        with self._lock:
+        with self._lock, _reading(path):
             if path not in self._starts:
                 meta = parquet.read_metadata(path)
                 sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
@@ -478,18 +481,26 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> Any:
-    import pyarrow
+def _read_table(path: Path, columns: list[str] | None = None, others: Iterable[str] = ()) -> Any:
+    """Columns of a file, or all; `others` must be there, too."""
     import pyarrow.parquet as parquet
 
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; {_AGAIN}")
-    try:
+    with _reading(path):
         present = parquet.read_schema(path).names
-        missing = [name for name in columns or () if name not in present]
+        missing = [name for name in (*(columns or ()), *others) if name not in present]
         if missing:
             raise TrainingError(f"{path}: found no column {missing[0]!r}, there are {', '.join(present)}")
         return parquet.read_table(path, columns=columns, partitioning=None)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
     except (OSError, pyarrow.ArrowException) as error:
         raise TrainingError(f"{path}: damaged or cut short ({_first_line(error)}); {_AGAIN}") from error
 

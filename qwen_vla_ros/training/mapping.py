@@ -285,9 +285,17 @@ def _state_columns(
     state: Feature, feature: Feature, columns: NDArray[np.int64], where: str
 ) -> NDArray[np.int64]:
     if state.names and feature.names:
+        plain = [_plain(name) for name in state.names]
         wanted = [feature.names[column] for column in columns]
-        if all(name in state.names for name in wanted):
-            return np.array([state.names.index(name) for name in wanted])
+        absent = [name for name in wanted if plain.count(_plain(name)) != 1]
+        if not absent:
+            return np.array([plain.index(_plain(name)) for name in wanted])
+        # A name that fits says that these entries may be in another order.
+        if len(absent) < len(wanted):
+            raise ValueError(
+                f"{where}.state: found {state.name!r} with {', '.join(state.names)}, expected the entries of "
+                f"{feature.name!r}, of which {', '.join(absent)} is missing; correct names in meta/info.json"
+            )
     if state.width == feature.width:
         return columns
     raise ValueError(

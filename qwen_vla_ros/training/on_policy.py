@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_vla_ros.embodiment import Embodiment
-from qwen_vla_ros.sim import Goal, World
+from qwen_vla_ros.sim import Goal, SimulationError, World
 from qwen_vla_ros.sim.phrases import SEEN
 from qwen_vla_ros.sim.visits import Visitor
 from qwen_vla_ros.training.evaluation import Case, ClosedLoop, Evaluator
@@ -34,14 +34,18 @@ def make_visitor(checkpoint: Path, embodiment: Embodiment) -> Visitor:
         goal = world.goal
         loop = ClosedLoop(world)
         late = min(round(rng.uniform(*LATENCY) / loop.period), loop.ticks_per_chunk - 1)
-        for _ in range(count):
-            yield goal
-            chunk, captured = driver(world, goal, int(rng.integers(2**32))), world.time
-            for tick in range(loop.ticks_per_chunk):
-                if tick == late:
-                    loop.offer(chunk, captured)
-                loop.tick()
-            if world.outcome().success:
-                return
+        try:
+            for _ in range(count):
+                yield goal
+                chunk, captured = driver(world, goal, int(rng.integers(2**32))), world.time
+                for tick in range(loop.ticks_per_chunk):
+                    if tick == late:
+                        loop.offer(chunk, captured)
+                    loop.tick()
+                if world.outcome().success:
+                    return
+        except SimulationError:
+            # Things were pressed into one another, and flew: the states before that are good.
+            return
 
     return visit

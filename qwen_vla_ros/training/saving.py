@@ -83,11 +83,32 @@ def write_checkpoint(
         text = make_card(folder.resolve().parent.name, model, statistics, facts)
         save_checkpoint(partial, model, processor, statistics, card=text, dtype=torch.bfloat16)
         (partial / FACTS_NAME).write_text(json.dumps(dict(facts), indent=1) + "\n")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        _sync(partial)
+        _swap(partial, folder, old)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's files on the disk before they take the place of others."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _swap(partial: Path, folder: Path, old: Path) -> None:
+    # A run that was killed between the two renames has left the old one alone.
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def step_of(checkpoint: Path) -> int | None:

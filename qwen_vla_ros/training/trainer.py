@@ -272,7 +272,8 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=self._graphs is None)
+            # Captured steps add to the gradients' own memory. Zeros in place of none would be steps to Muon.
+            optimiser.zero_grad(set_to_none=not self._graphs)
         # A short memory at first: the initial weights are noise.
         decay = min(settings.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

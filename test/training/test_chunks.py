@@ -2,6 +2,7 @@
 """Chunks cut out of recordings: rows in time, references, units, statistics."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,22 @@ def test_relative_to_the_measured_state(body):
     np.testing.assert_allclose(rows[:, 0], [0.05, 0.15, 0.25, 0.35])
     rows, _ = data.chunk(body(reference="previous_step"), 3, actions={"arm": {"reference": "absolute"}})
     np.testing.assert_allclose(rows[:, 1], [0.05, 0.2, 0.2, 0.2])
+
+
+def test_measured_values_are_found_by_their_names(body):
+    """In another order than the actions, under names that are spelt otherwise."""
+    robot = body(reference="chunk_start")
+    names = [channel for group in robot.actions for channel in group.channels]
+    data = Recorded(10, action=ramp(12, 0.1, 0.2), observation__state=ramp(12, 0.2, 0.1))
+    said = [f"{name}.pos" for name in names]
+    data.features["action"] = replace(data.features["action"], names=tuple(said))
+    state = data.features["observation.state"]
+    data.features["observation.state"] = replace(state, names=tuple(reversed(names)))
+    rows, _ = data.chunk(robot, 3)
+    np.testing.assert_allclose(rows, np.outer(np.arange(4), [0.1, 0.2]), atol=1e-12)
+    data.features["observation.state"] = replace(state, names=("elsewhere", names[0]))
+    with pytest.raises(TrainingError, match=rf"entries of 'action', of which {said[1]} is missing"):
+        data.chunker(robot)
 
 
 def test_changes_of_frames_add_up(body):

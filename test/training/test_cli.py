@@ -43,6 +43,10 @@ def test_scenes_are_as_many_as_the_states_in_each_leave(states, scenes, tmp_path
         (("data", "make", "--embodiment", "nobody", "--out", "x"), "'nobody'"),
         (("train", "--config", "none.yaml", "--data", "x", "--out", "x"), "none.yaml: cannot be read"),
         (("train", "--data", "x", "--dataset", "x", "--out", "x"), "expected one of them"),
+        (
+            ("train", "--data", "x", "--lora", "--embodiment", "so101", "--out", "x"),
+            "found --embodiment and --lora with --data, expected with --dataset only",
+        ),
         (("train", "--out", "x"), "expected one of them"),
         (("train", "--dataset", "x", "--out", "x"), "--embodiment: missing"),
         (("train", "--dataset", "x", "--embodiment", "so101", "--out", "y"), "x: no such folder"),

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstrations: content, determinism, going on, damage."""
 
+import contextlib
 import json
+import re
+import resource
 import shutil
 import signal
 
@@ -16,6 +19,18 @@ from qwen_vla_ros.training.seeds import TRAINING_SEEDS, evaluation_scene, traini
 
 SAMPLES, SHARD = 12, 8
 TIAGO = "tiago_base"
+
+
+@contextlib.contextmanager
+def no_file_above(size):
+    """As on a full disk: files cannot grow beyond `size` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -123,6 +138,17 @@ def test_more_samples_extend_the_folder(copy):
     np.testing.assert_array_equal(arrays["images"][:SHARD], before["images"])
 
 
+def test_fewer_samples_leave_the_others_there(copy):
+    before = demonstrations.read_all(copy)[1]
+    files = {path.name: path.read_bytes() for path in copy.glob("*.npz")}
+    few = SHARD + 1
+    assert make(copy, samples=few).samples == few
+    np.testing.assert_array_equal(demonstrations.read_all(copy)[1]["images"], before["images"][:few])
+    make(copy)
+    np.testing.assert_array_equal(demonstrations.read_all(copy)[1]["actions"], before["actions"])
+    assert {path.name: path.read_bytes() for path in copy.glob("*.npz")} == files
+
+
 def test_statistics_are_quantiles_of_the_labels(data):
     for name in ("franka_panda", TIAGO):
         meta, arrays = demonstrations.read_all(data / name)
@@ -225,11 +251,15 @@ def test_several_tasks_and_views_in_one_folder(full):
 def test_wordings_are_the_seen_ones(full):
     from qwen_vla_ros.sim.phrases import PHRASES
 
+    def said(templates, text):
+        return any(re.fullmatch(re.sub(r"{\w+}", r"\\w+", template), text) for template in templates)
+
     meta, arrays = demonstrations.read_all(full)
     for row, goal in np.argwhere(arrays["tasks"] >= 0):
-        words = str(arrays["instructions"][row, goal]).split()
-        lengths = {len(template.split()) for template in PHRASES[meta.tasks[arrays["tasks"][row, goal]]][0]}
-        assert len(words) in lengths
+        text = str(arrays["instructions"][row, goal])
+        seen, held_out = PHRASES[meta.tasks[arrays["tasks"][row, goal]]]
+        assert said(seen, text), text
+        assert not said(held_out, text), text
 
 
 def test_both_settings_in_turn_with_the_words_of_the_full_one(tmp_path):
@@ -306,25 +336,47 @@ def test_an_error_of_a_process_is_told(tmp_path):
 
 def test_a_full_disk_leaves_what_was_written(copy):
     """A shard that does not fit is named, leaves nothing behind, and the next call goes on."""
-    import resource
-
     meta = demonstrations.read_meta(copy)
     before = demonstrations.shard_path(copy, 0).read_bytes()
     demonstrations.shard_path(copy, 1).unlink()
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(
-            TrainingError, match=r"shard-00001.npz: cannot be written: File too large; what was"
-        ):
-            make(copy)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = r"shard-00001.npz: cannot be written: File too large; what was"
+    with no_file_above(20_000), pytest.raises(TrainingError, match=message):
+        make(copy)
     assert not list(copy.glob("*.partial"))
     assert demonstrations.shard_path(copy, 0).read_bytes() == before
     make(copy)
     assert demonstrations.read_all(copy)[0] == meta
+
+
+def test_a_full_disk_while_a_folder_is_extended(tmp_path):
+    """A last shard that was cut short, and the statistics, stay until the longer ones are there."""
+    folder = tmp_path / TIAGO
+    make(folder, samples=SHARD + 1)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with no_file_above(20_000), pytest.raises(TrainingError, match=r"shard-00001.npz: cannot be written"):
+        make(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert demonstrations.read_all(folder)[0].samples == SHARD + 1
+    assert make(folder).samples == len(demonstrations.read_all(folder)[1]["scenes"]) == SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": ["base/dx"]}, r"channels: found \['base/dx'\], expected \['"),
+        ({"q001": [0.0]}, r"q001: found \[0.0\], expected \d+ finite numbers"),
+        ({"maximum": None}, r"maximum: found None, expected \d+ finite numbers"),
+        ({"q99": ...}, r"'q99' is missing"),
+    ],
+)
+def test_statistics_that_do_not_fit(copy, change, message):
+    path = copy / "statistics.json"
+    content = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    with pytest.raises(
+        TrainingError, match=rf"statistics.json: not statistics of these demonstrations: {message}"
+    ):
+        demonstrations.read_statistics(copy, demonstrations.read_meta(copy))
 
 
 def test_half_written_shards_are_not_taken_for_whole_ones(copy):

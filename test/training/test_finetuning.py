@@ -719,6 +719,34 @@ def test_picture_that_is_none(load, recorded, tmp_path):
         data.dataset.picture(data.dataset.episodes[0], "observation.images.ego", 3)
 
 
+def test_pictures_that_are_missing(load, recorded, tmp_path):
+    folder = shutil.copytree(recorded[IMAGES], tmp_path / "images")
+    path = folder / "data/chunk-000/file-000.parquet"
+    table = parquet.read_table(path)
+    parquet.write_table(table.drop_columns(["observation.images.ego"]), path)
+    with pytest.raises(TrainingError, match=r"file-000.parquet: found no column 'observation.images.ego'"):
+        load(folder)
+
+
+def test_pictures_that_were_cut_short_after_they_had_been_found(load, recorded, tmp_path):
+    folder = shutil.copytree(recorded[IMAGES], tmp_path / "images")
+    data = load(folder)
+    path = folder / "data/chunk-000/file-000.parquet"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(TrainingError, match=r"file-000.parquet: damaged or cut short"):
+        data.dataset.picture(data.dataset.episodes[0], "observation.images.ego", 3)
+
+
+@pytest.mark.parametrize("was_there", ["checkpoint", "checkpoint.old"])
+def test_a_checkpoint_that_cannot_take_its_place_leaves_the_old_one(tmp_path, was_there):
+    folder, old = tmp_path / "checkpoint", tmp_path / "checkpoint.old"
+    (tmp_path / was_there).mkdir()
+    (tmp_path / was_there / "model.safetensors").write_text("old")
+    with pytest.raises(OSError, match="partial"):
+        saving._swap(tmp_path / "partial", folder, old)
+    assert (folder / "model.safetensors").read_text() == "old"
+
+
 def test_a_published_backbone_is_trained_in_float32(beginnings, robot, tmp_path):
     """Its parts say bfloat16, in which small updates round away."""
     folder = tmp_path / "backbone"

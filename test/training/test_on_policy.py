@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment
-from qwen_vla_ros.training import demonstrations
+from qwen_vla_ros.sim import SimulationError, make_world
+from qwen_vla_ros.training import demonstrations, on_policy
 from qwen_vla_ros.training.errors import TrainingError
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "qwen_vla_tiny"
@@ -44,6 +45,22 @@ def test_states_are_those_on_the_policys_way(folder):
     assert len(nearer) >= 3
     assert all(nearer)
     assert np.isfinite(arrays["actions"][arrays["tasks"] >= 0]).all()
+
+
+def test_things_that_fly_end_a_scene(monkeypatch):
+    ticks = iter([None] * 20)
+    tick = on_policy.ClosedLoop.tick
+
+    def unstable(loop):
+        if next(ticks, "none left") is not None:
+            raise SimulationError("unstable")
+        tick(loop)
+
+    monkeypatch.setattr(on_policy.ClosedLoop, "tick", unstable)
+    body = load_embodiment("franka_panda")
+    visit = on_policy.make_visitor(SHIPPED, body)
+    with make_world(body) as world:
+        assert len(list(visit(world, "reach", 5, np.random.default_rng(5), 100))) in (1, 2)
 
 
 def test_the_same_states_again(folder, tmp_path):

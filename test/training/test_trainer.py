@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from qwen_vla_ros.embodiment import list_embodiments
 from qwen_vla_ros.model.checkpoint import load_checkpoint
 from qwen_vla_ros.model.flow_matching import draw_flow
 from qwen_vla_ros.model.presets import build_tiny
@@ -23,6 +24,7 @@ from qwen_vla_ros.training.batches import load_bodies
 from qwen_vla_ros.training.configuration import (
     AugmentationConfiguration,
     load_configuration,
+    load_finetuning,
     parse_configuration,
 )
 from qwen_vla_ros.training.devices import has_compiler
@@ -356,9 +358,24 @@ def test_schedule():
     assert rates[-1] == pytest.approx(0.1)
 
 
-def test_shipped_configuration_is_valid():
-    settings = load_configuration(SHIPPED)
-    assert set(settings.batch.images) == {"franka_panda", "aloha_viperx", "tiago_base", "unitree_g1"}
+@pytest.mark.parametrize("name", ["tiny.yaml", "full.yaml"])
+def test_shipped_configurations_are_valid(name):
+    settings = load_configuration(SHIPPED.with_name(name))
+    four = {"franka_panda", "aloha_viperx", "tiago_base", "unitree_g1"}
+    assert four <= set(settings.batch.images) <= set(list_embodiments())
+    assert settings.steps > settings.backbone_steps
+
+
+def test_shipped_configuration_of_fine_tuning_is_valid():
+    assert load_finetuning(SHIPPED.with_name("finetune.yaml")).validation.share > 0
+
+
+def test_quantiles_that_would_turn_a_channel_round(tmp_path):
+    content = yaml.safe_load(SHIPPED.read_text()) | {"normalisation": {"lower": "q99", "upper": "q01"}}
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(TrainingError, match=r"bad.yaml: normalisation: .*found lower q99 and upper q01"):
+        load_configuration(path)
 
 
 def test_configuration_faults_are_named(tmp_path):
