@@ -264,6 +264,7 @@ def _overlay(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     merged = dict(content)
     for key, value in changes.items():
         below = content.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _overlay(below, value) if both else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _overlay(below, value)
+        merged[key] = value
     return merged

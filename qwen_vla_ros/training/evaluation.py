@@ -8,6 +8,7 @@ no image is lost. Scenes come from seeds that demonstrations never use.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -29,6 +30,7 @@ Array = np.ndarray
 
 # Episodes of an entry whose states are kept for pictures.
 PICTURED = 4
+_SCENES_WITHOUT_ANOTHER = 20
 
 
 class Control(str, Enum):
@@ -152,19 +154,25 @@ class Evaluator:
     ) -> Entry:
         """Run episodes of a case; episode k has the scene `seed + k`.
 
-        latency: from picture to chunk [s].
+        latency: from picture to chunk [s]. WRONG_OBJECT passes over scenes that have no other object, and
+        raises TrainingError for a task that never has one.
         """
         driver = self.driver(case)
         results: list[EpisodeResult] = []
         with make_world(case.embodiment, case.setting) as world:
-            for episode in range(episodes):
-                scene = evaluation_scene(seed, episode)
+            numbers = itertools.count()
+            while len(results) < episodes:
+                scene = evaluation_scene(seed, next(numbers))
                 world.reset(case.task, scene, case.wording)
-                judged = world.goal
-                named = judged
+                named: Goal | None = world.goal
                 if case.control is Control.WRONG_OBJECT:
-                    named = other_goal(world, judged, scene, case.wording)
-                result = run_episode(world, driver, named, scene, latency, pictured=episode < PICTURED)
+                    named = other_goal(world, world.goal, scene, case.wording)
+                if named is None:
+                    if results or scene < seed + _SCENES_WITHOUT_ANOTHER:
+                        continue
+                    what = f"{case.task}: control {case.control.value}"
+                    raise TrainingError(f"{what}: scenes {seed} to {scene} have one object")
+                result = run_episode(world, driver, named, scene, latency, pictured=len(results) < PICTURED)
                 results.append(result)
                 if progress is not None:
                     progress(result)
@@ -279,16 +287,13 @@ def _note(
     rows.append(row)
 
 
-def other_goal(world: World, judged: Goal, scene: int, wording: str = CANONICAL) -> Goal:
-    """A goal with another object, as alike as the scene has one, in the wording that is asked for.
-
-    Raises TrainingError when the scene has none.
-    """
+def other_goal(world: World, judged: Goal, scene: int, wording: str = CANONICAL) -> Goal | None:
+    """A goal with another object, as alike as the scene has one, in a wording; None without one."""
     # The place between two pillars is the same from either side.
     things = {judged.target, judged.other_target}
     others = [goal for goal in world.goals() if {goal.target, goal.other_target} != things]
     if not others:
-        raise TrainingError(f"scene {scene} names no other object than {judged.instruction!r} does")
+        return None
     alike = [
         (goal.arm == judged.arm) + (goal.direction == judged.direction) + (goal.other == judged.other)
         for goal in others

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.sim import SimulationError, expert_chunk, make_world, visit
-from qwen_vla_ros.sim.bodies import BODIES
+from qwen_vla_ros.sim.bodies import BODIES, CLUTTER
 from qwen_vla_ros.sim.catalogue import TASKS
 from qwen_vla_ros.sim.manipulation import CARRY, is_held
 from qwen_vla_ros.sim.phrases import HELD_OUT, PHRASES, SEEN, phrases
@@ -73,17 +73,25 @@ def test_a_seed_decides_everything_whatever_was_before(full, body):
 
 
 @pytest.mark.parametrize("body", ALL)
-def test_light_camera_and_surfaces_vary(full, body):
+def test_light_cameras_surfaces_things_and_start_vary(full, body):
     world = full(body)
-    seen = []
-    for seed in range(6):
+    model = world.model
+    cameras = [model.camera(name).id for name in world.body.jittered]
+    geoms = {model.geom(number).name for number in range(model.ngeom)}
+    surfaces = [model.geom(name).id for name in ("room_floor", "table_top") if name in geoms]
+    seen, things, nameless, starts = [], [], [], []
+    for seed in range(8):
         world.reset(world.tasks[0], seed)
-        model = world.model
-        surface = model.geom_matid[model.geom("room_floor").id]
-        seen.append(
-            (model.light_diffuse[0, 0], model.cam_pos[model.camera("ego").id, 1], model.mat_rgba[surface, 0])
-        )
-    assert (np.std(seen, axis=0) > (0.02, 0.002, 0.05)).all()
+        shades = model.mat_rgba[model.geom_matid[surfaces], 0]
+        seen.append(np.concatenate(([model.light_diffuse[0, 0]], model.cam_pos[cameras, 1], shades)))
+        things.append(tuple((thing.colour, thing.kind) for thing in world.things.values()))
+        nameless.append(sum(bool(model.geom(name).rgba[3]) for name in CLUTTER))
+        starts.append([*world.joint_positions, *world.base_pose])
+    least = [0.02, *[0.001] * len(cameras), *[0.05] * len(surfaces)]
+    assert (np.std(seen, axis=0) > least).all()
+    assert len(set(things)) > 4
+    assert len(set(nameless)) > 1
+    assert np.std(starts, axis=0).max() > 0.01
 
 
 def test_looks_do_not_add_up(full):

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_vla_ros.embodiment import load_embodiment, normalise, resolve_statistics
 from qwen_vla_ros.sim import expert_chunk, make_world, sample_states
-from qwen_vla_ros.training import conventions
+from qwen_vla_ros.training import conventions, evaluation
 from qwen_vla_ros.training.conventions import convention_swap
 from qwen_vla_ros.training.errors import TrainingError
 from qwen_vla_ros.training.evaluation import Case, Control, Evaluator, other_goal, run_episode
@@ -71,6 +71,30 @@ def test_another_object_is_no_success():
         result = run_episode(world, driver, other, 5)
     assert result.instruction == other.instruction
     assert (result.success, result.named) == (False, True)
+
+
+def test_the_place_between_two_pillars_is_no_other_one_from_behind():
+    with make_world("tiago_base", "full") as world:
+        pairs = []
+        for scene in range(6):
+            world.reset("go_between", scene)
+            judged = world.goal
+            if (other := other_goal(world, judged, scene)) is not None:
+                pairs.append(({other.target, other.other_target}, {judged.target, judged.other_target}))
+        assert 0 < len(pairs) < 6
+        assert all(other != judged for other, judged in pairs)
+
+
+def test_scenes_without_another_object_are_passed_over(monkeypatch):
+    evaluator = Evaluator()
+    monkeypatch.setattr(evaluator, "driver", lambda _: evaluation._expert)
+    between = Case(load_embodiment("tiago_base"), "go_between", "full", control=Control.WRONG_OBJECT)
+    entry = evaluator.run(between, 2, seed=0)
+    assert [episode.scene for episode in entry.episodes] != [0, 1]
+    assert entry.successes == 0
+    waving = Case(load_embodiment("unitree_g1"), "wave", "full", control=Control.WRONG_OBJECT)
+    with pytest.raises(TrainingError, match="wave: control wrong-object: scenes 0 to 20 have one object"):
+        evaluator.run(waving, 2, seed=0)
 
 
 # Conventions
