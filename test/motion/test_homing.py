@@ -13,6 +13,9 @@ from qwen_vla_ros.motion.follower import Follower, JointCommand
 from qwen_vla_ros.motion.homing import Passage
 from qwen_vla_ros.motion.stop import Limits
 
+WIDOWX = load_embodiment("widowx")
+# Six joints of an arm over the table, and a finger [m].
+READY = [0.0, -0.6, 0.5, 0.0, 0.7, 0.0, 0.03]
 LIMITS = Limits([-3.0, -3.0], [3.0, 3.0], [1.0, 2.0], [4.0, 5.0], [30.0, 20.0])
 
 
@@ -101,3 +104,41 @@ def test_going_on_starts_from_the_last_command_not_from_what_is_measured() -> No
         assert isinstance(after, JointCommand)
         assert after.position == pytest.approx(before.position, abs=1e-9)
     assert np.abs(first[0].position - home[:7]).max() > 0.02
+
+
+def test_home_of_a_joint_without_end_is_the_shorter_way() -> None:
+    body = load_embodiment("kinova_gen3")
+    joint = body.actions[0].joints[0]
+    assert body.home[joint] == 0.0
+    follower = Follower(body)
+    start = np.array([body.home[name] for name in body.joints])
+    start[0] = 1.5 * np.pi
+    follower.joints.add(0.0, start)
+    follower.start_home(0.0, 1.0)
+    path = [start[0]]
+    while not follower.homed or len(path) == 1:
+        path.append(next(c for c in follower.step_home() if isinstance(c, JointCommand)).position[0])
+        assert len(path) < 2000
+    assert path[-1] == pytest.approx(2 * np.pi, abs=2e-3)
+    assert min(path) >= 1.5 * np.pi - 1e-6
+
+
+def test_a_tip_on_its_way_home_keeps_its_bounds() -> None:
+    arm = dict(zip(WIDOWX.joints, READY, strict=True))
+    body = WIDOWX.model_copy(update={"home": {**arm, "waist": -0.4, "left_finger": 1.0}})
+    tip = body.actions[0]
+    follower = Follower(body)
+    follower.joints.add(0.0, [0.4, *READY[1:]])
+    follower.start_home(0.0, 1.0)
+    kinematics = follower.kinematics(tip.name)
+    places: list[np.ndarray] = []
+    while not places or not follower.homed:
+        command = follower.step_home()[0]
+        assert isinstance(command, JointCommand)
+        places.append(kinematics.pose(command.position)[0])
+        assert len(places) < 4000
+    speeds = np.linalg.norm(np.diff(places, axis=0), axis=1) / follower.period
+    assert 0.9 * tip.limits.linear.velocity < speeds.max() <= tip.limits.linear.velocity + 1e-6
+    low, high = np.array(tip.workspace).T
+    assert (np.array(places) >= low - 1e-6).all()
+    assert (np.array(places) <= high + 1e-6).all()

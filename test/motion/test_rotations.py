@@ -15,7 +15,7 @@ QUATERNIONS = rotations.from_vector(VECTORS)
 
 def same(a, b) -> bool:
     """Whether quaternions are the same rotation."""
-    return np.allclose(np.abs((np.asarray(a) * b).sum(axis=-1)), 1.0, atol=1e-12)
+    return np.allclose(np.abs((np.asarray(a) * b).sum(axis=-1)), 1.0, rtol=0.0, atol=1e-12)
 
 
 def test_agree_with_transforms3d():

@@ -20,6 +20,7 @@ from qwen_vla_ros.embodiment import load_embodiment
 from qwen_vla_ros.motion.follower import BaseCommand, Command, Follower, MotionError
 from qwen_vla_ros.nodes import conductor as conducting
 from qwen_vla_ros.nodes import lifecycle
+from qwen_vla_ros.nodes import watchdog as watching
 from qwen_vla_ros.nodes.cdr import Header, Joints, PolicyWord, Stamp
 from qwen_vla_ros.nodes.conductor import Conductor, Patience
 from qwen_vla_ros.nodes.constants import PolicyState, State
@@ -126,8 +127,11 @@ class Robot:
         self.conductor.begin(ActiveTask(goal, self._task, "go", self.node.now, limit))
         return goal
 
-    def chunk(self, shift: float = 0.0, base: float = 0.0) -> None:
-        """Rows that move every joint by `shift` from where it is, and a base at a speed."""
+    def chunk(self, shift: float = 0.0, base: float = 0.0, **changes: Any) -> None:
+        """Rows that move every joint by `shift` from where it is, and a base at a speed.
+
+        changes: of the message.
+        """
         rows = np.zeros((self.body.horizon, self.body.layout.count))
         for group, part in self._parts():
             columns = self.body.layout.slice_of(group.name)
@@ -148,6 +152,8 @@ class Robot:
             data=rows.ravel().tolist(),
         )
         message.header.stamp = self.node.stamp(self.node.now)
+        for name, value in changes.items():
+            setattr(message, name, value)
         self.conductor.hear_chunk(message)
 
     def tick(self, seconds: float = 0.0) -> None:
@@ -195,6 +201,12 @@ class SimpleLock:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: Any) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def looks_each_period(monkeypatch):
+    """These robots live faster than the wall clock that says when controllers are looked at."""
+    monkeypatch.setattr(watching, "LOOK_PERIOD", -1.0)
 
 
 def base_of(robot: Robot) -> Writer:
@@ -498,6 +510,21 @@ def test_a_joint_without_end_is_not_astray_by_a_turn():
     assert robot.conductor.task is not None, robot.node.log
 
 
+def test_an_arm_that_is_held_is_astray():
+    robot = Robot("ur5e")
+    goal = robot.move()
+    robot.follows = False
+    for _ in range(round(2.0 / robot.follower.period)):
+        for group, own in robot._parts():
+            robot.joints[own] = robot.writers[group.name].sent[-1].position
+        robot.joints[2] += 0.62
+        if robot.conductor._pending is None and robot.follower.timeline.remaining(robot.node.now) < 0.5:
+            robot.chunk()
+        robot.tick()
+    assert goal.result.code == Result.TRACKING_LOST
+    assert "joint elbow_joint is 0.62 from its command" in goal.result.message
+
+
 @pytest.mark.parametrize("body", ["so101", "ur5e", "xarm7"])
 def test_fingers_that_hold_something_are_not_astray(body):
     robot = Robot(body)
@@ -547,3 +574,160 @@ def test_a_callback_that_fails_twice_does_not_cut_the_ramp(monkeypatch):
     assert lifecycle.run(Body) == 1
     assert seen[-1] == "shutdown"
     assert seen.count("raised") >= 2
+
+
+# What must be there before the robot moves, and whose chunk it is
+
+
+def test_motion_does_not_begin_while_joint_states_are_old():
+    """They stop between the start of the task and its first chunk."""
+    robot = Robot()
+    goal = robot.goal()
+    robot.tick()
+    assert robot.conductor.state == State.STATE_WAITING
+    robot.reports = False
+    robot.tick(0.4)
+    robot.chunk()
+    robot.tick(0.5)
+    assert robot.conductor.state == State.STATE_STOPPED
+    assert robot.sent == 0
+    robot.tick(2.5)
+    assert goal.result.code == Result.JOINT_STATE_STALE
+
+
+def test_a_chunk_of_the_task_before_moves_nothing():
+    robot = Robot()
+    goal = robot.goal()
+    robot.tick()
+    robot.chunk(0.3, task_id=robot._task - 1)
+    robot.tick(0.2)
+    assert robot.sent == 0
+    assert goal.result is None
+    robot.chunk(0.3)
+    robot.tick()
+    assert robot.sent > 0
+
+
+def test_a_chunk_with_its_channels_in_another_order_moves_nothing():
+    robot = Robot()
+    goal = robot.goal()
+    robot.tick()
+    first, *others = robot.body.layout.names
+    robot.chunk(0.3, channels=[*others, first])
+    robot.tick()
+    assert robot.sent == 0
+    assert goal.result.code == Result.CHUNK_INVALID
+    assert "with channels" in goal.result.message
+
+
+@pytest.mark.parametrize(
+    ("age", "found"), [(0.29, None), (0.31, "0.31 s old"), (-0.29, None), (-0.31, "stamped 0.31 s ahead")]
+)
+def test_how_old_a_pose_may_be(age, found):
+    robot = Robot("tiago_base")
+    assert robot.body.state.max_age == 0.3
+    robot.follower.pose.add(100.0 - age, np.zeros(3))
+    trouble = robot.watchdog.find_in_robot(100.0)
+    assert (trouble is None) if found is None else (found in trouble.message)
+
+
+# Home
+
+
+def test_home_stops_where_joint_states_stop():
+    robot = Robot()
+    robot.joints[0] += 0.5
+    robot.tick()
+    assert robot.ask("home")[0]
+    robot.tick(0.3)
+    assert robot.conductor.state == State.STATE_HOMING
+    assert not robot.follower.resting
+    robot.reports = False
+    robot.tick(0.8)
+    assert robot.conductor.trouble.code == Result.JOINT_STATE_STALE
+    assert robot.follower.resting
+    sent = robot.sent
+    robot.tick(0.5)
+    assert robot.sent == sent
+    assert abs(robot.joints[0] - robot.body.home[robot.body.joints[0]]) > 0.1
+
+
+def test_home_does_not_begin_without_joint_states():
+    robot = Robot()
+    robot.tick()
+    robot.reports = False
+    robot.tick(0.5)
+    began, why = robot.ask("home")
+    assert not began
+    assert "joint states on joint_states stopped" in why
+    assert robot.conductor.state == State.STATE_IDLE
+
+
+def test_stop_on_the_way_home_is_a_stop():
+    robot = Robot()
+    robot.joints[0] += 0.5
+    robot.tick()
+    robot.ask("home")
+    robot.tick(0.3)
+    assert robot.ask("stop") == (True, "stopping")
+    robot.tick(1.0)
+    assert robot.conductor.state == State.STATE_HALTED
+    assert abs(robot.joints[0] - robot.body.home[robot.body.joints[0]]) > 0.1
+
+
+def test_home_that_is_not_reached_ends():
+    robot = Robot()
+    robot.joints[0] += 0.5
+    robot.tick()
+    robot.ask("home")
+    robot.conductor._home_left = 3
+    robot.tick(1.0)
+    assert robot.conductor.state == State.STATE_IDLE
+    assert any("home is not reached in time" in line for line in robot.node.log)
+
+
+# Stopped, paused
+
+
+def test_nothing_but_a_reset_lifts_a_stop():
+    robot = Robot()
+    robot.move()
+    assert robot.ask("stop")[0]
+    assert robot.ask("take_over", SetBool, data=True) == (False, "the robot is stopped: call ~/reset first")
+    assert robot.ask("reset") == (False, "the robot still moves: call again when it rests")
+    robot.tick(1.0)
+    assert robot.conductor.state == State.STATE_HALTED
+    assert not robot.ask("take_over", SetBool, data=True)[0]
+    assert not robot.ask("home")[0]
+    assert robot.conductor.state == State.STATE_HALTED
+    assert robot.ask("reset") == (True, "ready")
+
+
+def test_a_fault_is_not_lifted_by_taking_over(monkeypatch):
+    robot = Robot()
+    robot.move()
+    robot.break_planner(monkeypatch)
+    robot.tick()
+    assert robot.conductor.state == State.STATE_FAULT
+    assert not robot.ask("take_over", SetBool, data=True)[0]
+    assert robot.conductor.state == State.STATE_FAULT
+
+
+def test_time_on_hold_does_not_count_nor_what_is_heard_in_it():
+    robot = Robot()
+    goal = robot.move()
+    goal_limit = robot.conductor.task.time_limit = robot.node.now - robot.conductor.task.began + 3.0
+    assert robot.ask("pause")[0]
+    robot.tick(30.0)
+    assert robot.conductor.state == State.STATE_HOLDING
+    robot.chunk(0.5)
+    sent = robot.sent
+    assert robot.ask("resume")[0]
+    robot.tick(0.5)
+    assert robot.sent == sent, "moved by a chunk from before it went on"
+    robot.chunk(0.1)
+    robot.tick(0.5)
+    assert robot.sent > sent
+    assert goal.result is None
+    robot.tick(goal_limit)
+    assert goal.result.code == Result.TIME_LIMIT
