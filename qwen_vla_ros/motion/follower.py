@@ -192,11 +192,18 @@ class Follower:
         self._placed, self._stood = True, None
         self._told = [base.ramp.state for base in self._driven]
 
-    def settle(self, now: float) -> bool:
-        """Whether the robot stands, by what was measured; where it first does after a motion is kept."""
-        joints, before = self._measured.joints.at(now), self._measured.joints.at(now - STILL)
+    def settle(self, since: float) -> bool:
+        """Whether the robot stands, by what was measured; where it first does after a motion is kept.
+
+        Args:
+            since: when joints were told anything last: what was measured before tells nothing [s].
+        """
+        history = self._measured.joints
+        last = history.stamps.min(initial=np.inf)
+        if last - STILL < since:
+            return False
         # NaN where nothing is known of a joint.
-        if not (np.abs(joints - before) < STANDING).all():
+        if not (np.abs(history.at(last) - history.at(last - STILL)) < STANDING).all():
             return False
         if self._stood is None:
             self._stood = self._measured.joints.latest
@@ -225,6 +232,8 @@ class Follower:
             for group, used in zip(self._groups, self._used, strict=True)
             if isinstance(group, JointGroup | TipGroup) and group.was_moved(joints[used], stood[used])
         ]
+        for mover in self._movers:
+            mover.forget()
         for group, where in moved:
             group.start(where, pose)
         if moved:
@@ -235,6 +244,16 @@ class Follower:
         self.timeline.clear(here)
         self._now = now
         return [group.name for group, _ in moved]
+
+    def knows(self, stamp: float) -> bool:
+        """It has been measured where all was at `stamp` that a chunk's rows count from."""
+        newest = self.pose.newest
+        for group, used in zip(self._groups, self._used, strict=True):
+            if group.relative and not (self.joints.stamps[used] >= stamp).all():
+                return False
+            if group.relative and group.needs_pose and not (newest is not None and newest[0] >= stamp):
+                return False
+        return True
 
     def offer(self, data: Any, stamp: float, step: float, now: float, sequence: int = 0) -> int:
         """Follow a chunk in the embodiment's units and references from now on.

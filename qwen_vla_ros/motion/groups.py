@@ -116,6 +116,10 @@ class Joints:
         self._position[part], self._velocity[part] = position, velocity
         self._next = self._step
 
+    def forget(self) -> None:
+        """Plan anew, from where the last command led."""
+        self.tracker.forget()
+
     def go_on(self) -> bool:
         """Go on along the plan next, where it lasts: no group need say where to, and none would be heard."""
         if self.goes_on:
@@ -329,6 +333,10 @@ class TipGroup:
         """Last set-point, in the unit of the limits. Shape (n,)."""
         return self._tracker.state.position
 
+    def forget(self) -> None:
+        """Plan anew, from where the last command led."""
+        self._tracker.forget()
+
     def observe(self, joints: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
         if not np.isfinite(joints).all():
             return np.full(self.width, np.nan)
@@ -500,6 +508,9 @@ class _Base:
         for name in ("velocity", "acceleration", "jerk"):
             linear, angular = getattr(group.limits.linear, name), getattr(group.limits.angular, name)
             setattr(self, name, share * [*([linear] * (len(share) - 1)), angular])
+
+    def forget(self) -> None:
+        """Nothing is planned beyond the next command."""
 
 
 class _DrivenBase(_Base):

@@ -20,16 +20,19 @@ class JointHistory:
         count: joints n.
         span: how far back is kept [s].
         continuous: those that turn without end. Shape (n,), bool.
+
+    Attributes:
+        stamps: of what was told last of each joint, -inf where nothing was [s]. Shape (n,).
     """
 
     def __init__(self, count: int, span: float, continuous: np.ndarray):
         self._span, self._continuous = span, continuous
         self._parts: dict[Any, tuple[Places, History]] = {}
-        self._latest = np.full(count, np.nan)
+        self._latest, self.stamps = np.full(count, np.nan), np.full(count, -np.inf)
 
     def clear(self) -> None:
         self._parts.clear()
-        self._latest[:] = np.nan
+        self._latest[:], self.stamps[:] = np.nan, -np.inf
 
     def add(self, stamp: float, value: Any, places: Places = slice(None)) -> None:
         """Keep what one publisher tells: values (k,) of the joints at `places`, all without it.
@@ -50,7 +53,7 @@ class JointHistory:
             }
             self._parts[key] = places, history
         history.add(stamp, value)
-        self._latest[places] = value
+        self._latest[places], self.stamps[places] = value, stamp
 
     @property
     def latest(self) -> np.ndarray:

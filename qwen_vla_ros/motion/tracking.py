@@ -112,7 +112,10 @@ class JointTracker:
         self._plan_to(self._within_limits(position, velocity))
 
     def _within_limits(self, position, velocity) -> np.ndarray:
-        """A set-point, clamped. Shape (2, n)."""
+        """A set-point, clamped. Shape (2, n).
+
+        Bounds widen to where the robot already is: what begins outside comes in as fast as it is asked to.
+        """
         position = np.asarray(position, dtype=float)
         velocity = np.zeros_like(position) if velocity is None else np.asarray(velocity, dtype=float)
         if position.shape != self.limits.lower.shape or velocity.shape != position.shape:
@@ -124,6 +127,8 @@ class JointTracker:
         if not math.isfinite(np.add.reduce(asked, axis=None)) and not np.isfinite(asked).all():
             raise ValueError(f"set-point is not finite: {position.tolist()}, {velocity.tolist()}")
         target = np.minimum(np.maximum(asked, self._low), self._high)
+        here = self.state.position
+        np.clip(position, np.minimum(self._low[0], here), np.maximum(self._high[0], here), out=target[0])
         # At a position bound the only velocity that stays inside is zero.
         np.copyto(target[1], 0.0, where=target[0] != position)
         self._clamped = np.logical_or.reduce(target != asked)
@@ -143,6 +148,10 @@ class JointTracker:
         self.clamps += self._clamped
         self.state = self._stepped = after = self._ahead.pop()
         return after
+
+    def forget(self) -> None:
+        """Follow no plan that was made before."""
+        self._ahead = []
 
     def brake(self) -> AxisState:
         """Move one period towards rest, as fast as acceleration and jerk limits allow."""

@@ -12,7 +12,7 @@ import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from qwen_vla_ros.action import ExecuteTask
-from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, MotionError
+from qwen_vla_ros.motion.follower import ChunkRefused, Command, Follower, JointCommand, MotionError
 from qwen_vla_ros.msg import ActionChunk, ExecutorStatus
 
 from .announcer import Announcer
@@ -99,7 +99,10 @@ class Conductor:
         self.commands = 0
         self._pending: ActionChunk | None = None
         self._stop_began = self._rested_at = math.nan
-        # Periods left to come home.
+        # When joints were told anything last, and since when there is trouble at rest.
+        self._wrote, self._troubled_at = -math.inf, math.nan
+        # Share of the limits, until the way home has begun, and periods left to come there.
+        self._home_share: float | None = None
         self._home_left = 0
         self._last = -math.inf
         self._hold_began = math.nan
@@ -138,7 +141,16 @@ class Conductor:
 
     def hear_chunk(self, message: ActionChunk) -> None:
         # The newest counts; it is looked at when the robot may follow it.
-        self._pending, self._pending_at = message, self.now
+        if self._pending is None or self._measured(self._pending):
+            self._pending, self._pending_at = message, self.now
+
+    def _measured(self, chunk: ActionChunk) -> bool:
+        """It is known where the robot was when the picture was taken, or the picture is from no time past.
+
+        Joint states may be late: rows that count from that place wait for them.
+        """
+        stamp = seconds(chunk.header.stamp)
+        return stamp > self.now or self.follower.knows(stamp)
 
     def begin(self, task: ActiveTask) -> None:
         """A goal was accepted; whatever was done for another ends."""
@@ -178,7 +190,7 @@ class Conductor:
             elif self.state == State.STATE_HOMING:
                 self._go_home(now)
             elif self.state == State.STATE_HOLDING:
-                self.follower.settle(now)
+                self.follower.settle(self._wrote)
             if self.state == State.STATE_STOPPING:
                 self._stop(now)
             elif self.state == State.STATE_STOPPED:
@@ -196,8 +208,9 @@ class Conductor:
         # What has begun since the clock went back is right already.
         now = self._last + step
         shifted = lambda time: time + step if time > now else time  # noqa: E731
-        self._rested_at, self._hold_began, self._stop_began = map(
-            shifted, (self._rested_at, self._hold_began, self._stop_began)
+        self._rested_at, self._hold_began, self._stop_began, self._wrote, self._troubled_at = map(
+            shifted,
+            (self._rested_at, self._hold_began, self._stop_began, self._wrote, self._troubled_at),
         )
         if self.task is not None:
             self.task.began = shifted(self.task.began)
@@ -231,25 +244,36 @@ class Conductor:
         elif self.state == State.STATE_RUNNING:
             self.begin_stop(trouble, now)
         elif self.state == State.STATE_WAITING:
-            self.set_state(State.STATE_STOPPED, trouble)
-            self._rested_at = now
+            self._rest(trouble, now)
+
+    def _rest(self, trouble: Trouble, now: float) -> None:
+        """At rest within the task, for a reason that may pass."""
+        self._rested_at, self._troubled_at = now, math.nan
+        self.set_state(State.STATE_STOPPED, trouble)
 
     def _find_trouble(self, task: ActiveTask, now: float) -> Trouble | None:
         return self.watchdog.find(task.task_id, task.chunks, now)
 
     def _wait(self, task: ActiveTask, now: float) -> None:
         """At rest at the start of a task: move with the first usable chunk."""
-        if task.ready and self._pending is not None:
+        if task.ready and self._may_start:
             self._start_moving(task, now)
         elif task.ready and now - self._rested_at > self._patience.chunk:
             waited = f"no chunk within {now - self._rested_at:.1f} s"
             self._decide(Trouble(Result.CHUNK_STALE, waited))
 
+    @property
+    def stands(self) -> bool:
+        """Where the robot rests is known: it lags behind its last set-point no more, or long enough."""
+        return self.follower.settle(self._wrote) or not self.now - self._rested_at < SETTLING_PATIENCE
+
+    @property
+    def _may_start(self) -> bool:
+        return self._pending is not None and self._measured(self._pending) and self.stands
+
     def _start_moving(self, task: ActiveTask, now: float) -> None:
         # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
         if task.moved:
-            if not self.follower.settle(now) and now - self._rested_at < SETTLING_PATIENCE:
-                return  # it lags behind its last set-point: where it comes to rest is not known yet
             if moved := self.follower.go_on(now):
                 self._log.warning(f"{', '.join(moved)}: moved by others meanwhile; goes on from where it is")
         else:
@@ -259,7 +283,7 @@ class Conductor:
             self._move(task, now)
 
     def _run(self, task: ActiveTask, now: float) -> None:
-        if self._pending is not None:
+        if self._pending is not None and self._measured(self._pending):
             self._accept(task, now)
         if self.state != State.STATE_RUNNING:
             return
@@ -317,6 +341,8 @@ class Conductor:
     def _stop(self, now: float) -> None:
         if not self.follower.resting:
             self._write(self.follower.brake(), now)
+        if self.follower.resting:
+            self._complete()
         if not self.at_rest:
             return
         self.stop_duration = now - self._stop_began
@@ -326,7 +352,7 @@ class Conductor:
         elif task is not None and self.hold:
             self.set_state(State.STATE_HOLDING, None)
         elif task is not None and self.trouble is not None:
-            self.set_state(State.STATE_STOPPED, self.trouble)
+            self._rest(self.trouble, now)
         elif task is not None:
             self.set_state(State.STATE_WAITING, None)
         else:
@@ -334,26 +360,42 @@ class Conductor:
 
     def _stay(self, task: ActiveTask, now: float) -> None:
         """At rest within a task: go on when the reason has passed, else end."""
-        self.follower.settle(now)
+        self.follower.settle(self._wrote)
         trouble = self._find_trouble(task, now)
-        if trouble is None and self._pending is not None:
-            # It came after the stop began: all that it depends on works again.
+        if trouble is None and self._may_start:
+            # The chunk came after the stop began: all that it depends on works again.
             self._start_moving(task, now)
             return
-        patience = self._patience.recovery if trouble is not None else self._patience.chunk
-        if now - self._rested_at > patience:
-            self._decide(trouble or self.trouble)
+        # For trouble from its own beginning: it need not be what stopped the robot.
+        if trouble is None:
+            self._troubled_at = math.nan
+        elif math.isnan(self._troubled_at):
+            self._troubled_at = now
+        if trouble is not None and now - self._troubled_at > self._patience.recovery:
+            self._decide(trouble)
+        elif trouble is None and now - self._rested_at > self._patience.chunk:
+            waited = f"no chunk within {now - self._rested_at:.1f} s; stopped by: {self.trouble.message}"
+            self._decide(Trouble(Result.CHUNK_STALE, waited))
 
     def _go_home(self, now: float) -> None:
         trouble = self.watchdog.find_in_robot(now)
+        if trouble is None and self._home_share is not None:
+            if not self.stands:
+                return
+            self._lead_home(self._home_share)
+            self._home_share = None
         self._home_left -= 1
         if trouble is None and self._home_left < 0:
             trouble = Trouble(Result.TRACKING_LOST, "home is not reached in time: a limit is in the way")
         if trouble is not None:
             self.begin_stop(trouble, now)
             return
-        self._write(self.follower.step_home(), now)
-        if self.follower.homed and self.at_rest:
+        if not self.follower.homed:
+            self._write(self.follower.step_home(), now)
+            return
+        self._complete()
+        if self.at_rest:
+            self._rested_at = now
             self.set_state(State.STATE_IDLE, None)
 
     # From one state to another
@@ -414,10 +456,15 @@ class Conductor:
             self.set_state(State.STATE_WAITING, None)
 
     def start_home(self, share: float) -> float:
-        """Begin to go home at a share of the limits; how long it will take [s]."""
+        """Go home at a share of the limits, once the robot stands; about how long it will take [s]."""
+        duration = self._lead_home(share)
+        self._home_share = share
+        self.set_state(State.STATE_HOMING, None)
+        return duration
+
+    def _lead_home(self, share: float) -> float:
         duration = self.follower.start_home(self.now, share)
         self._home_left = round((duration + HOMING_PATIENCE) / self.follower.period)
-        self.set_state(State.STATE_HOMING, None)
         return duration
 
     def end_at_once(self, reason: Trouble) -> None:
@@ -434,6 +481,10 @@ class Conductor:
             self._finish(self.task, reason)
         if self.state != State.STATE_FAULT:
             self._settle(None)
+
+    def _complete(self) -> None:
+        for writer in self._writers.values():
+            writer.complete()
 
     def _flush(self, rest: bool) -> None:
         for writer in self._writers.values():
@@ -475,10 +526,14 @@ class Conductor:
         self._write(self.follower.halt(), self.now)
         if self.task is not None:
             self._finish(self.task, trouble)
+        # Whatever the stop was to lead to: the fault has a way out of its own.
+        self.rest_state, self.rest_reason = State.STATE_IDLE, None
         self.set_state(State.STATE_FAULT, trouble)
 
     def _write(self, commands: list[Command], now: float) -> None:
         self.watchdog.note(commands, now)
+        if any(isinstance(command, JointCommand) for command in commands):
+            self._wrote = now
         if not self._writers or not commands:
             return  # a dry run, or nothing new to say
         stamp = self._node.stamp(now) if self._stamped else None

@@ -39,6 +39,9 @@ FORGET_PERIOD = 1.0
 # How often a set-point that is held is said again [s]: one message may be lost, a hundred in a second cost.
 REPEAT_PERIOD = 0.1
 
+# By how much the first goal of a motion is early [s].
+SLACK = 0.05
+
 # How far behind an action may be without a word [s].
 WARN_LAG = 0.3
 
@@ -225,6 +228,9 @@ class TopicWriter:
         """Set-points are on their way: what is told next comes after them."""
         return False
 
+    def complete(self) -> None:
+        """Nothing waits here."""
+
     def flush(self, rest: bool) -> None:
         """Nothing waits here."""
 
@@ -341,6 +347,14 @@ class ActionWriter:
             self._post()
         self._node.executor.create_task(self._send)
 
+    def complete(self) -> None:
+        """Nothing follows for now: send what is left before the goal on its way has been reached."""
+        with self._lock:
+            if not self._waiting:
+                return
+            self._post()
+        self._node.executor.create_task(self._send)
+
     @property
     def pending(self) -> bool:
         """Set-points are on their way: the robot moves until they are reached."""
@@ -379,7 +393,11 @@ class ActionWriter:
 
     def _send(self) -> None:
         while self._outbox:
-            self._send_goal(self._outbox.popleft())
+            # It is pending until its set-points are on their way.
+            try:
+                self._send_goal(self._outbox[0])
+            finally:
+                self._outbox.popleft()
 
     def _send_goal(self, commands: list[JointCommand]) -> None:
         ends = np.array([command.position for command in commands])
@@ -399,10 +417,11 @@ class ActionWriter:
             self._ahead = []  # the clock went back: nobody knows what is left
         self._asked = now
         left = [(due, command) for due, command in self._ahead if now < due]
-        begin = left[-1][0] if left else now
+        # The goal after the first may be a little late, and finds set-points still on their way.
+        begin = left[-1][0] if left else now + SLACK
         new = [(begin + self._period * (k + 1), command) for k, command in enumerate(commands)]
         self._ahead = left + new
-        lag = begin - now
+        lag = begin - now - SLACK
         if lag > WARN_LAG:
             self._node.get_logger().warning(
                 f"{self.topic} is {lag:.2f} s behind: goals were sent late; is this computer overloaded?",

@@ -117,6 +117,8 @@ class Watchdog:
         """Take a joint state; names: of its positions, in place of the message's own."""
         names = tuple(message.name if names is None else names)
         if len(message.position) != len(names):
+            if names and not set(names) & set(self._embodiment.joints):
+                return  # of another device
             self._joint_trouble = Trouble(
                 Result.JOINT_STATE_INVALID,
                 f"joint states hold {len(names)} names and {len(message.position)} positions, "

@@ -142,3 +142,20 @@ def test_a_tip_on_its_way_home_keeps_its_bounds() -> None:
     low, high = np.array(tip.workspace).T
     assert (np.array(places) >= low - 1e-6).all()
     assert (np.array(places) <= high + 1e-6).all()
+
+
+def test_home_from_outside_the_limits_is_as_slow_as_it_was_asked_to_be() -> None:
+    body = load_embodiment("franka_panda")
+    follower = Follower(body)
+    start = np.array([body.home[name] for name in body.joints])
+    limits = body.actions[0].limits
+    start[1] = limits.position[1, 1] + 0.2
+    follower.joints.add(0.0, start)
+    follower.start_home(0.0, 0.1)
+    path = [start[:7]]
+    while len(path) == 1 or not follower.homed:
+        path.append(follower.step_home()[0].position)
+        assert len(path) < 6000
+    speeds = np.abs(np.diff(path, axis=0)) / follower.period / limits.velocity
+    assert 0.05 < speeds.max() < 0.101
+    assert np.abs(path[-1] - [body.home[name] for name in body.joints][:7]).max() < 2e-3

@@ -52,6 +52,7 @@ class Node:
 class Writer:
     stamped = connected = True
     pending = False
+    completed = 0
     kind = topic = "test"
 
     def __init__(self) -> None:
@@ -60,6 +61,9 @@ class Writer:
 
     def write(self, command: Command, stamp: Any) -> None:
         self.sent.append(command)
+
+    def complete(self) -> None:
+        self.completed += 1
 
     def flush(self, rest: bool) -> None:
         self.flushed.append(rest)
@@ -128,7 +132,7 @@ class Robot:
         return goal
 
     def chunk(self, shift: float = 0.0, base: float = 0.0, **changes: Any) -> None:
-        """Rows that move every joint by `shift` from where it is, and a base at a speed.
+        """Rows that move every joint by `shift` from where it is, and a base at a speed; others rest.
 
         changes: of the message.
         """
@@ -139,7 +143,7 @@ class Robot:
                 rows[:, columns] = self.joints[part] + shift
             elif group.kind == "base_velocity":
                 rows[:, columns] = base, 0.0
-            else:
+            elif group.kind == "gripper":
                 rows[:, columns] = 1.0 if group.unit == "fraction" else self.joints[part]
         self._sequence += 1
         message = ActionChunk(
@@ -680,6 +684,7 @@ def test_home_that_is_not_reached_ends():
     robot.joints[0] += 0.5
     robot.tick()
     robot.ask("home")
+    robot.tick()
     robot.conductor._home_left = 3
     robot.tick(1.0)
     assert robot.conductor.state == State.STATE_IDLE
@@ -731,3 +736,249 @@ def test_time_on_hold_does_not_count_nor_what_is_heard_in_it():
     assert goal.result is None
     robot.tick(goal_limit)
     assert goal.result.code == Result.TIME_LIMIT
+
+
+# Robots that lag, and joint states that come late
+
+
+class Lagging(Robot):
+    """Controllers that follow late and droop; joint states that are heard late, and seldom.
+
+    Args:
+        delay: of the controllers [periods].
+        late, every: of joint states [periods].
+    """
+
+    def __init__(self, delay: int = 2, droop: float = 0.0, late: int = 0, every: int = 1) -> None:
+        super().__init__()
+        self.follows = self.reports = self.silent = False
+        self._delay, self._late, self._every, self._count = delay, late, every, 0
+        self._droop = np.zeros(len(self.joints))
+        self._droop[1:4] = droop
+        self._way, self._coming = [self.joints.copy()], []
+
+    def tick(self, seconds: float = 0.0) -> None:
+        for _ in range(max(1, round(seconds / self.follower.period))):
+            target = self._way[-1].copy()
+            for group, part in self._parts():
+                if self.writers[group.name].sent:
+                    target[part] = self.writers[group.name].sent[-1].position
+            self._way.append(target)
+            place = self._way[max(0, len(self._way) - 1 - self._delay)] + self._droop
+            now = self.node.now + self.follower.period
+            self._count += 1
+            if self._count % self._every == 0:
+                self._coming.append((now, place))
+            if self._coming and self._coming[0][0] <= now - (self._late - 0.5) * self.follower.period:
+                stamp, self.joints = self._coming.pop(0)
+                if not self.silent:
+                    self.say_joints(self.joints, stamp=stamp)
+            super().tick()
+
+    def drive(self) -> None:
+        """A task that has gone on for a while, and is at speed."""
+        self.tick(0.3)
+        self.goal()
+        self.tick()
+        for _ in range(3):
+            self.chunk(1.0)
+            self.tick(0.2)
+        assert self.conductor.state == State.STATE_RUNNING
+
+    def tick_until(self, state: int) -> None:
+        for _ in range(300):
+            if self.conductor.state == state:
+                return
+            self.tick()
+        raise AssertionError(f"state {self.conductor.state}, expected {state}: {self.node.log}")
+
+    def jump(self) -> float:
+        """Change of speed at the last command, as a share of what the acceleration allows."""
+        told = np.array([command.position for command in self.writers["arm"].sent[-3:]])
+        limits = self.body.actions[0].limits
+        change = np.diff(told, n=2, axis=0) / self.follower.period**2
+        return float(np.abs(change / limits.acceleration).max())
+
+
+@pytest.mark.parametrize("delay", [3, 10, 20])
+def test_a_new_goal_begins_where_a_robot_that_lags_comes_to_rest(delay):
+    robot = Lagging(delay)
+    robot.drive()
+    robot.goal()
+    robot.tick(0.1)
+    robot.chunk(0.5)  # before the robot stands
+    robot.tick_until(State.STATE_RUNNING)
+    assert robot.jump() < 1.01
+
+
+@pytest.mark.parametrize("delay", [3, 10, 20])
+def test_home_begins_where_a_robot_that_lags_comes_to_rest(delay):
+    robot = Lagging(delay)
+    robot.drive()
+    robot.conductor.task.goal.is_cancel_requested = True
+    robot.tick_until(State.STATE_IDLE)
+    sent = len(robot.writers["arm"].sent)
+    assert robot.ask("home")[0]
+    for _ in range(100):
+        robot.tick()
+        if len(robot.writers["arm"].sent) > sent:
+            break
+    assert robot.jump() < 1.01
+    robot.tick(5.0)
+    assert robot.conductor.state == State.STATE_IDLE
+    assert np.abs(robot.joints - [robot.body.home[name] for name in robot.body.joints]).max() < 0.01
+
+
+@pytest.mark.parametrize(("late", "every"), [(0, 1), (5, 1), (12, 1), (2, 20)])
+def test_a_robot_that_nobody_touched_goes_on_from_its_last_command(late, every):
+    """However late its joint states are, and though it droops."""
+    robot = Lagging(droop=0.03, late=late, every=every)
+    robot.drive()
+    robot.ask("pause")
+    robot.tick_until(State.STATE_HOLDING)
+    robot.tick(1.0)
+    robot.ask("resume")
+    robot.tick(0.05)
+    robot.chunk(0.2)
+    robot.tick_until(State.STATE_RUNNING)
+    assert robot.jump() < 1.01
+    assert not any("moved by others" in line for line in robot.node.log)
+
+
+def test_joint_states_that_were_missed_during_the_ramp_tell_of_no_push():
+    robot = Lagging(droop=0.03)
+    robot.drive()
+    robot.silent = True
+    robot.tick_until(State.STATE_STOPPED)
+    robot.tick(0.5)
+    robot.silent = False
+    robot.tick(0.2)
+    robot.chunk(0.2)
+    robot.tick_until(State.STATE_RUNNING)
+    assert robot.jump() < 1.01
+    assert not any("moved by others" in line for line in robot.node.log)
+
+
+@pytest.mark.parametrize("body", ["franka_panda", "franka_panda_delta", "tiago_base"])
+def test_rows_that_count_from_where_the_robot_was_wait_until_that_is_known(body):
+    robot = Robot(body)
+    robot.tick(0.5)
+    robot.goal()
+    robot.tick()
+    robot.chunk()
+    robot.tick(0.05)
+    assert robot.conductor.state == State.STATE_RUNNING
+    robot.reports = False
+    robot.tick(0.1)
+    robot.chunk()
+    first = robot.conductor._pending.sequence
+    robot.tick()
+    waits = body != "franka_panda"
+    assert (robot.conductor._pending is not None) == waits
+    robot.chunk()
+    assert robot.conductor._pending.sequence == first + (0 if waits else 1), "the one that waits has its turn"
+    robot.reports = True
+    robot.tick()
+    assert robot.conductor._pending is None
+    assert robot.conductor.state == State.STATE_RUNNING
+
+
+def test_what_was_planned_before_a_pause_is_not_done_after_it():
+    """The pause comes when the next motion has been planned and nothing moves yet."""
+    robot = Robot()
+    robot.goal()
+    robot.tick()
+    robot.chunk(0.0)
+    robot.tick(0.5)
+    assert robot.follower.resting
+    robot.chunk(-1.0)
+    for _ in range(20):
+        robot.tick()
+        if robot.follower.resting and robot.follower._moved.goes_on:
+            ahead = robot.follower._moved.tracker._ahead[-1]
+            if np.abs(ahead.acceleration).max() > 0.0:
+                break
+    else:
+        pytest.fail("nothing was planned at rest")
+    assert robot.ask("pause")[0]
+    robot.tick(1.0)
+    assert robot.conductor.state == State.STATE_HOLDING
+    assert robot.ask("resume")[0]
+    robot.tick()
+    begin = len(robot.writers["arm"].sent)
+    robot.chunk(0.5)
+    robot.tick(0.2)
+    told = np.array([command.position[0] for command in robot.writers["arm"].sent[begin - 1 :]])
+    assert told[-1] > told[0] + 1e-3
+    assert (np.diff(told) > -1e-9).all(), "it went the old way first"
+
+
+# Ends that lead elsewhere
+
+
+def test_a_fault_on_the_way_into_other_hands_has_a_way_out(monkeypatch):
+    robot = Robot()
+    robot.move()
+    assert robot.ask("take_over", SetBool, data=True)[0]
+    with monkeypatch.context() as patch:
+        robot.break_planner(patch)
+        robot.tick()
+    assert robot.conductor.state == State.STATE_FAULT
+    assert robot.ask("reset") == (True, "ready")
+    assert robot.conductor.state == State.STATE_IDLE
+
+
+def test_trouble_at_rest_has_its_own_time_to_pass():
+    robot = Robot()
+    goal = robot.move()
+    robot.tick(3.0)  # no chunk comes, and the last one ends
+    assert robot.conductor.trouble.code == Result.CHUNK_STALE
+    robot.tick(3.0)
+    robot.reports = False
+    robot.tick(0.4)
+    robot.reports = True
+    robot.tick(0.2)
+    assert goal.result is None
+    robot.reports = False
+    robot.tick(2.5)
+    assert goal.result.code == Result.JOINT_STATE_STALE
+
+
+def test_a_task_that_waits_for_a_chunk_does_not_end_for_what_has_passed():
+    robot = Robot()
+    goal = robot.move()
+    robot.reports = False
+    robot.tick(1.0)
+    assert robot.conductor.trouble.code == Result.JOINT_STATE_STALE
+    robot.reports = True
+    robot.tick(10.0)
+    assert goal.result.code == Result.CHUNK_STALE
+    assert "no chunk within 10.0 s; stopped by: joint states" in goal.result.message
+
+
+def test_another_device_may_tell_no_positions():
+    robot = Robot()
+    goal = robot.move()
+    robot.say_joints(np.zeros(0), ("left_wheel", "right_wheel"))
+    robot.tick()
+    assert goal.result is None
+    robot.say_joints(np.zeros(0), robot.body.joints)
+    robot.tick(1.0)
+    assert goal.result.code == Result.JOINT_STATE_INVALID
+
+
+def test_home_is_over_when_what_was_sent_has_been_reached():
+    robot = Robot()
+    robot.joints[0] += 0.5
+    robot.tick(0.2)
+    assert robot.ask("home")[0]
+    robot.writers["arm"].pending = True
+    robot.tick(3.0)
+    assert robot.conductor.state == State.STATE_HOMING
+    assert robot.writers["arm"].completed > 0
+    sent = robot.sent
+    robot.tick(0.5)
+    assert robot.sent == sent, "what is said at home would never have been reached"
+    robot.writers["arm"].pending = False
+    robot.tick()
+    assert robot.conductor.state == State.STATE_IDLE

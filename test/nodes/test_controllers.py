@@ -119,64 +119,120 @@ def test_goals_hold_what_the_executor_said():
     assert (list(goal.command.name), list(goal.command.position)) == (["a"], [0.02])
 
 
+class Sender:
+    """An ActionWriter of one joint whose clock, goals and tasks are in the hands of a test.
+
+    Attributes:
+        now: of the node's clock [s].
+        sent: when goals were sent, and their set-points.
+        said: warnings.
+        tasks: asked of rclpy's thread.
+    """
+
+    def __init__(self, ros_node, monkeypatch):
+        part = group("follow_joint_trajectory", joints=("a",), names=None)
+        types = SimpleNamespace(FollowJointTrajectory=ExecuteTask)
+        monkeypatch.setitem(
+            controllers._ACTIONS, part.controller.type, ("FollowJointTrajectory", lambda t, g, points: points)
+        )
+        self._loop = ros_node
+        self.writer = self._in_loop(lambda: ActionWriter(ros_node, part, PERIOD, types))
+        self.now, self.sent, self.said, self.tasks = 50.0, [], [], []
+        node = SimpleNamespace(
+            executor=SimpleNamespace(create_task=self.tasks.append),
+            get_logger=lambda: SimpleNamespace(warning=lambda text, **_: self.said.append(text)),
+        )
+        monkeypatch.setattr(self.writer, "_node", node)
+        monkeypatch.setattr(self.writer, "_now", lambda: self.now)
+        monkeypatch.setattr(self.writer, "_client", SimpleNamespace(send_goal_async=self._send))
+
+    def _in_loop(self, call):
+        made = self._loop.executor.create_task(call)
+        while not made.done():
+            time.sleep(0.01)
+        return made.result()
+
+    def _send(self, points):
+        self.sent.append((self.now, points))
+        return SimpleNamespace(add_done_callback=id)
+
+    def write(self, place: float) -> None:
+        self.writer.write(moved([place]), STAMP)
+        self.now += PERIOD
+
+    def drive(self) -> tuple[float, np.ndarray]:
+        """Where a controller ends that goes straight from where it is to each point when it is due, and its
+        speeds from its first to its last motion."""
+        self._in_loop(lambda: self._loop.destroy_timer(self.writer._timer))
+        place, goal, speeds, step = 0.0, [], [], PERIOD / 10
+        coming = list(self.sent)
+        for now in np.arange(50.0, self.now + 5.0, step):
+            while coming and coming[0][0] <= now:
+                begun, points = coming.pop(0)
+                goal = [(begun, place), *((begun + p.after, p.command.position[0]) for p in points)]
+            if goal:
+                there = float(np.interp(now, *zip(*goal, strict=True)))
+                speeds.append(abs(there - place) / step)
+                place = there
+        moving = np.flatnonzero(np.array(speeds) > 1e-6)
+        return place, np.array(speeds[moving[0] : moving[-1] + 1])
+
+
 @pytest.mark.parametrize("held_up", [0.0, 0.03, 0.25, math.inf])
 def test_goals_ask_for_no_speed_that_the_set_points_do_not_have(ros_node, monkeypatch, held_up):
-    """Whenever they are sent: a controller that goes straight from where it is to each point when it is due.
+    """Whenever they are sent.
 
     held_up: how late goals are sent at most [s]; for ever: only by `flush`, as within a transition.
     """
-    clock, sent, late = [50.0], [], np.random.default_rng(3)
-    part = group("follow_joint_trajectory", joints=("a",), names=None)
-    types = SimpleNamespace(FollowJointTrajectory=ExecuteTask)
-    monkeypatch.setitem(
-        controllers._ACTIONS, part.controller.type, ("FollowJointTrajectory", lambda t, g, points: points)
-    )
-    writer = ros_node.executor.create_task(lambda: ActionWriter(ros_node, part, PERIOD, types))
-    while not writer.done():
-        time.sleep(0.01)
-    writer = writer.result()
-    said: list[str] = []
-    node = SimpleNamespace(
-        now=0.0,
-        executor=SimpleNamespace(create_task=lambda call: None),
-        get_logger=lambda: SimpleNamespace(warning=lambda text, **_: said.append(text)),
-    )
-    monkeypatch.setattr(writer, "_node", node)
-    monkeypatch.setattr(writer, "_now", lambda: node.now)
-    client = SimpleNamespace(
-        send_goal_async=lambda points: (
-            sent.append((node.now, points)) or SimpleNamespace(add_done_callback=id)
-        )
-    )
-    monkeypatch.setattr(writer, "_client", client)
-    due = math.inf
+    sender, late, due = Sender(ros_node, monkeypatch), np.random.default_rng(3), math.inf
     for tick in range(300):
-        node.now = clock[0] + tick * PERIOD
-        writer.write(moved([1.8 * min(tick, 250) * PERIOD]), STAMP)
-        if due == math.inf and writer._outbox and held_up < math.inf:
-            due = node.now + late.uniform(0.0, held_up)
-        if node.now >= due:
+        sender.write(1.8 * min(tick, 250) * PERIOD)
+        if due == math.inf and sender.writer._outbox and held_up < math.inf:
+            due = sender.now - PERIOD + late.uniform(0.0, held_up)
+        if sender.now - PERIOD >= due:
             due = math.inf
-            writer.flush(rest=False)
-    writer.flush(rest=True)
-    # Of the controller: where it is, and the goal that it follows.
-    place, goal, speeds, step = 0.0, [], [], PERIOD / 10
-    times = np.arange(clock[0], clock[0] + 8.0, step)
-    coming = list(sent)
-    for now in times:
-        while coming and coming[0][0] <= now:
-            begun, points = coming.pop(0)
-            goal = [(begun, place), *((begun + p.after, p.command.position[0]) for p in points)]
-        if goal:
-            there = float(np.interp(now, *zip(*goal, strict=True)))
-            speeds.append(abs(there - place) / step)
-            place = there
-    assert place == pytest.approx(1.8 * 2.5)
+            sender.writer.flush(rest=False)
+    sender.writer.flush(rest=True)
+    end, speeds = sender.drive()
+    assert end == pytest.approx(1.8 * 2.5)
     assert max(speeds) < 1.8 * 1.1
-    assert bool(said) == (held_up == math.inf)
-    wait = ros_node.executor.create_task(lambda: ros_node.destroy_timer(writer._timer))
-    while not wait.done():
-        time.sleep(0.01)
+    if held_up <= 0.03:
+        assert min(speeds[20:-20]) > 0.5, "it stood in between"
+    assert bool(sender.said) == (held_up == math.inf)
+
+
+@pytest.mark.parametrize("left", [1, 4, 9])
+def test_the_end_of_a_motion_follows_before_the_goal_before_it_has_been_reached(ros_node, monkeypatch, left):
+    sender = Sender(ros_node, monkeypatch)
+    for tick in range(40 + left):
+        sender.write(1.8 * tick * PERIOD)
+        while sender.tasks:
+            sender.tasks.pop()()
+    assert len(sender.sent) == 4
+    assert sender.writer.pending
+    sender.writer.complete()
+    sender.tasks.pop()()
+    assert len(sender.sent) == 5
+    sender.writer.complete()
+    assert not sender.tasks
+    end, speeds = sender.drive()
+    assert end == pytest.approx(1.8 * (39 + left) * PERIOD)
+    assert min(speeds[20:-20]) > 0.5, "it stood in between"
+
+
+def test_a_goal_that_is_being_made_is_pending(ros_node, monkeypatch):
+    sender, seen = Sender(ros_node, monkeypatch), []
+    monkeypatch.setattr(sender.writer, "_make", lambda *_: seen.append(sender.writer._ahead) or [])
+    points = sender.writer._points
+    monkeypatch.setattr(
+        sender.writer, "_points", lambda commands: seen.append(sender.writer.pending) or points(commands)
+    )
+    sender.write(0.1)
+    sender.writer.flush(rest=True)
+    assert seen[0] is True
+    assert sender.writer.pending
+    sender.now += 1.0
+    assert not sender.writer.pending
 
 
 def test_an_action_gets_few_goals_the_last_one_too_and_a_refusal_is_noticed(ros_node, wait_for, monkeypatch):

@@ -61,6 +61,7 @@ def test_cancel_brings_the_robot_to_rest(panda):
     task.cancel()
     assert task.result().code == Result.CANCELLED
     assert task.status == GoalStatus.STATUS_CANCELED
+    panda.wait_for(lambda: watch.now > asked + 1.0, 20.0, "what it did")
     assert watch.last_motion(asked) - asked < 0.5
     assert panda.wait_state(State.STATE_IDLE).code == 0
 

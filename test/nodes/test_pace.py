@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 
@@ -19,26 +18,56 @@ from qwen_vla_ros.nodes.inbox import LOOK_PERIOD, Inbox
 from qwen_vla_ros.nodes.pace import REST_PERIOD, Pace
 
 
-def test_calls_once_a_period_while_nobody_holds_the_lock_and_less_often_at_rest(ros_node, wait_for):
-    lock, calls, rests = threading.RLock(), [], []
+class Clock:
+    """Sleeps take no time, and exactly as long as they are asked to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_beats_come_when_they_are_due(ros_node, wait_for, monkeypatch):
+    """On time, after a call that took its time, after one that was late, at rest, in motion again."""
+    clock, calls, ended = Clock(), [], []
+    monkeypatch.setattr("qwen_vla_ros.nodes.pace.time", clock)
+    takes = {0.008: 0.003, 0.012: 0.0065}
+
+    def call() -> None:
+        calls.append(round(clock.now, 6))
+        clock.now += takes.get(calls[-1], 0.0)
+        if len(calls) == 9:
+            raise StopIteration
+
     pace = Pace(
-        ros_node, 0.004, lambda: calls.append(time.monotonic()), lambda: bool(rests), lock, print, False
+        ros_node, 0.004, call, lambda: len(calls) in (6, 7), threading.RLock(), ended.append, simulated=False
+    )
+    wait_for(lambda: ended, 10.0, "the last call")
+    pace.stop()
+    #                                late: a whole period follows, then rest, twice
+    assert calls == [0.0, 0.004, 0.008, 0.012, 0.0185, 0.0225, 0.0425, 0.0625, 0.0665]
+    assert REST_PERIOD == 0.02
+
+
+def test_nobody_is_called_while_another_holds_the_lock_nor_after_the_end(ros_node, wait_for):
+    lock, calls = threading.RLock(), []
+    pace = Pace(
+        ros_node, 0.004, lambda: calls.append(time.monotonic()), lambda: False, lock, print, simulated=False
     )
     try:
-        wait_for(lambda: len(calls) > 50, 10.0, "calls")
-        # A late call is followed by a whole period: never two at once.
-        assert min(b - a for a, b in itertools.pairwise(calls)) > 0.5 * 0.004
+        wait_for(lambda: len(calls) > 5, 10.0, "calls")
         with lock:
             seen = len(calls)
             time.sleep(0.05)
             assert len(calls) == seen
-        rests.append(True)
-        wait_for(lambda: len(calls) > seen + 10, 10.0, "calls at rest")
-        assert min(b - a for a, b in itertools.pairwise(calls[-5:])) > 0.8 * REST_PERIOD
+        wait_for(lambda: len(calls) > seen + 5, 10.0, "calls again")
     finally:
         pace.stop()
     seen = len(calls)
-    time.sleep(3 * REST_PERIOD)
+    time.sleep(0.05)
     assert len(calls) == seen
 
 
