@@ -56,6 +56,8 @@ test: setup
 ifdef TESTS
 	@$(pytest) $(TESTS)
 else
+	@# Tests skip what is not installed; here it all is.
+	@tools/with_ros python -c 'import mujoco, onnx, onnxruntime, pinocchio, rclpy, rerun.chunk, torch'
 	@status=0; \
 	OMP_NUM_THREADS=1 $(pytest) --numprocesses auto --dist loadfile $(free_tests) || status=1; \
 	$(pytest) --cov-append $(ros_tests) || status=1; \

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,15 @@ TIMEOUT = 400.0
 
 def _demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "qwen_vla_ros.cli", "demo", "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        # It ends its nodes, which are in sessions of their own.
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30.0)
+        pytest.fail(f"not done in {TIMEOUT:.0f} s: {said}")
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def _processes_of(out: Path) -> list[str]:

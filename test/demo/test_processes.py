@@ -29,9 +29,12 @@ def _wait_for(process, text, seconds=20.0):
 
 def test_a_living_process_passes_the_check_and_ends_on_interrupt(tmp_path):
     process = _start(tmp_path, _SLEEP)
-    _wait_for(process, "ready")
-    process.check()
-    assert process.end() != 0  # KeyboardInterrupt
+    try:
+        _wait_for(process, "ready")
+        process.check()
+    finally:
+        code = process.end()
+    assert code != 0  # KeyboardInterrupt
 
 
 def test_a_process_that_ignores_the_interrupt_is_terminated(tmp_path, monkeypatch):
@@ -39,8 +42,11 @@ def test_a_process_that_ignores_the_interrupt_is_terminated(tmp_path, monkeypatc
 
     monkeypatch.setattr("qwen_vla_ros.demo.processes._ENDING", ((signal.SIGINT, 0.2), (signal.SIGTERM, 5.0)))
     process = _start(tmp_path, _STUBBORN)
-    _wait_for(process, "ready")
-    assert process.end() == -signal.SIGTERM
+    try:
+        _wait_for(process, "ready")
+    finally:
+        code = process.end()
+    assert code == -signal.SIGTERM
 
 
 def test_an_ended_process_is_reported_with_its_last_words(tmp_path):

@@ -575,6 +575,7 @@ def test_a_callback_that_fails_twice_does_not_cut_the_ramp(monkeypatch):
 
     monkeypatch.setattr(lifecycle, "gc", SimpleNamespace(collect=int, freeze=int, unfreeze=int))
     monkeypatch.setattr(lifecycle.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(lifecycle.sys, "setswitchinterval", lambda _: None)
     assert lifecycle.run(Body) == 1
     assert seen[-1] == "shutdown"
     assert seen.count("raised") >= 2

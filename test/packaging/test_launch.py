@@ -41,6 +41,12 @@ ROBOT = {
     "log_level",
     "fastdds_profile",
 }
+EXECUTABLES = {
+    "robot": {"executor", "policy", "visualizer", "rerun"},
+    "sim": {"sim"},
+    "gazebo": set(),
+    "rviz": set(),
+}
 ARGUMENTS = {
     "robot": ROBOT,
     "sim": ROBOT | {"model", "task", "seed"},
@@ -85,14 +91,16 @@ def test_files_compile_and_name_executables_that_exist(path):
     tree = ast.parse(path.read_text())
     compile(tree, str(path), "exec")
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    own = {
-        call.args[0].value
-        for call in calls
-        if getattr(call.func, "id", "") == "node" and len(call.args) > 0 and path.name == "robot.launch.py"
-    }
+    own = set()
+    for call in calls:
+        words = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+        if getattr(call.func, "id", "") == "node" and call.args and path.name == "robot.launch.py":
+            own.add(call.args[0].value)
+        elif words.get("package") == "qwen_vla_ros" and "executable" in words:
+            own.add(words["executable"])
+    assert own - {None} == EXECUTABLES[name_of(path)]
     executables = (ROOT / "CMakeLists.txt").read_text()
-    for name in own:
-        assert name in executables.partition("foreach(_executable ")[2].partition(")")[0].split()
+    assert own - {None} <= set(executables.partition("foreach(_executable ")[2].partition(")")[0].split())
     assert any(
         isinstance(node, ast.FunctionDef) and node.name == "generate_launch_description" for node in tree.body
     )
