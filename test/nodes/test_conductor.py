@@ -26,7 +26,7 @@ from qwen_vla_ros.nodes.conductor import Conductor, Patience
 from qwen_vla_ros.nodes.constants import PolicyState, State
 from qwen_vla_ros.nodes.goals import ActiveTask
 from qwen_vla_ros.nodes.services import Services
-from qwen_vla_ros.nodes.watchdog import Result, Trouble, Watchdog
+from qwen_vla_ros.nodes.watchdog import LOOK_PERIOD, Result, Trouble, Watchdog
 
 
 class Node:
@@ -205,6 +205,10 @@ class SimpleLock:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: Any) -> None: ...
+
+
+def test_controllers_and_tracking_are_looked_at_often():
+    assert LOOK_PERIOD == 0.02
 
 
 @pytest.fixture(autouse=True)
@@ -983,3 +987,47 @@ def test_home_is_over_when_what_was_sent_has_been_reached():
     robot.writers["arm"].pending = False
     robot.tick()
     assert robot.conductor.state == State.STATE_IDLE
+
+
+# How soon: by the robot's clock, which here no busy computer holds up
+
+
+def _nan(robot: Robot) -> None:
+    rows = np.zeros(robot.body.horizon * robot.body.layout.count)
+    rows[3] = math.nan
+    robot.chunk(data=rows.tolist())
+
+
+def _no_controller(robot: Robot) -> None:
+    robot.writers["arm"].connected = False
+
+
+def _no_joint_states(robot: Robot) -> None:
+    robot.reports = False
+
+
+def _cancelled(robot: Robot) -> None:
+    robot.conductor.task.goal.is_cancel_requested = True
+
+
+@pytest.mark.parametrize(
+    ("happens", "code", "within"),
+    [
+        (_nan, Result.CHUNK_INVALID, 0.0),
+        (_no_controller, Result.CONTROLLER_LOST, 0.0),
+        (_no_joint_states, Result.JOINT_STATE_STALE, 0.3),
+        (_cancelled, Result.CANCELLED, 0.0),
+    ],
+)
+def test_rest_is_reached_within_the_time_that_is_documented(happens, code, within):
+    """A period until it is seen, the time for which it is allowed, and the longest ramp, 0.2 s."""
+    robot = Robot()
+    goal = robot.move(1.0)
+    began = robot.node.now
+    happens(robot)
+    while robot.conductor.state == State.STATE_RUNNING or not robot.follower.resting:
+        robot.tick()
+    assert robot.node.now - began <= within + 0.2 + 2 * robot.follower.period + 1e-9
+    robot.tick()
+    found = goal.result.code if goal.result is not None else robot.conductor.trouble.code
+    assert found == code
