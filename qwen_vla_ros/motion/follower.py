@@ -14,6 +14,7 @@ from qwen_vla_ros.embodiment import Embodiment
 
 from .base import wrap
 from .groups import (
+    STILL,
     BaseCommand,
     Command,
     JointCommand,
@@ -37,9 +38,6 @@ LOOK_AHEAD = 0.05
 
 # At home, a joint is this near [its unit].
 HOME_TOLERANCE = 1e-3
-
-# A robot stands that moved less than `STANDING` [rad or m] in `STILL` [s].
-STILL, STANDING = 0.1, 0.01
 
 # No action is larger than this, in any unit; arithmetic stays far from overflow.
 LARGEST = 1e6
@@ -193,7 +191,7 @@ class Follower:
         self._told = [base.ramp.state for base in self._driven]
 
     def settle(self, since: float) -> bool:
-        """Whether the robot stands, by what was measured; where it first does after a motion is kept.
+        """Whether the robot stands, by what was measured; where a group first does after a motion is kept.
 
         Args:
             since: when joints were told anything last: what was measured before tells nothing [s].
@@ -202,12 +200,18 @@ class Follower:
         last = history.stamps.min(initial=np.inf)
         if last - STILL < since:
             return False
-        # NaN where nothing is known of a joint.
-        if not (np.abs(history.at(last) - history.at(last - STILL)) < STANDING).all():
-            return False
+        here, before, latest = history.at(last), history.at(last - STILL), history.latest
         if self._stood is None:
-            self._stood = self._measured.joints.latest
-        return True
+            self._stood = np.full(len(here), np.nan)
+        stand = True
+        for group, used in zip(self._groups, self._used, strict=True):
+            if not isinstance(group, JointGroup | TipGroup):
+                continue
+            if not group.stands(here[used], before[used]):
+                stand = False
+            elif np.isnan(self._stood[used]).any():
+                self._stood[used] = latest[used]
+        return stand
 
     def go_on(self, now: float) -> list[str]:
         """Rest where the last command left the robot, which its controllers hold since.

@@ -29,6 +29,9 @@ GRIPPING = ("gripper", "hand")
 MOVED_BY = {"rad": 0.3, "m": 0.06}
 SHIFTED_BY = {"rad": 0.05, "m": 0.01}
 
+# A joint stands that moved less than this in `STILL` [s]: what it still goes is then far less than a shift.
+STILL, STANDING = 0.1, {"rad": 0.01, "m": 0.001}
+
 # Share of the speed limit at which a tip is led: the joints that follow it may be faster than it.
 LEAD_SPEED = 0.8
 
@@ -163,8 +166,8 @@ class JointGroup:
         self.held = np.full(self.width, group.kind == "gripper")
         self._grips = group.kind in GRIPPING
         units = ["m" if unit == "m" else "rad" for unit in group.units]
-        self._near, self._steady = (
-            np.array([bounds[unit] for unit in units]) for bounds in (MOVED_BY, SHIFTED_BY)
+        self._near, self._steady, self._still = (
+            np.array([bounds[unit] for unit in units]) for bounds in (MOVED_BY, SHIFTED_BY, STANDING)
         )
         self.continuous = np.array([joint in getattr(group, "continuous", ()) for joint in group.joints])
         self._reference = group.reference
@@ -201,6 +204,12 @@ class JointGroup:
 
     def start(self, joints: np.ndarray, pose: np.ndarray | None) -> None:
         self._moved.start(self._part, self.observe(joints, pose))
+
+    def stands(self, joints: np.ndarray, before: np.ndarray) -> bool:
+        """Whether the group does not move; one that grips may. joints, before: as measured, `STILL` apart,
+        NaN where unknown. Shapes (n,)."""
+        way = joints - before
+        return self._grips or bool((np.abs(np.where(self.continuous, wrap(way), way)) < self._still).all())
 
     def was_moved(self, joints: np.ndarray, stood: np.ndarray) -> bool:
         """Whether others moved the group since its last set-point. joints: as measured; stood: where it came
@@ -419,6 +428,10 @@ class TipGroup:
         self._lead = state.position
         self._at = self.kinematics.pose(self._lead)
         self._pace = (self.kinematics.jacobian(self._lead) @ state.velocity).reshape(2, 3)
+
+    def stands(self, joints: np.ndarray, before: np.ndarray) -> bool:
+        """See JointGroup."""
+        return bool((np.abs(joints - before) < STANDING["rad"]).all())
 
     def was_moved(self, joints: np.ndarray, stood: np.ndarray) -> bool:
         """See JointGroup."""

@@ -97,10 +97,14 @@ class Conductor:
         self.hold = False
         self.stop_duration = math.nan
         self.commands = 0
+        # The chunk that is looked at next, and a newer one where that has to wait.
         self._pending: ActionChunk | None = None
+        self._newer: tuple[ActionChunk, float] | None = None
         self._stop_began = self._rested_at = math.nan
         # When joints were told anything last, and since when there is trouble at rest.
         self._wrote, self._troubled_at = -math.inf, math.nan
+        # Since when it has been waited that the robot stands.
+        self._asked_at = math.nan
         # Share of the limits, until the way home has begun, and periods left to come there.
         self._home_share: float | None = None
         self._home_left = 0
@@ -140,9 +144,20 @@ class Conductor:
         return time.monotonic() < self._ended + RESULT_PATIENCE
 
     def hear_chunk(self, message: ActionChunk) -> None:
-        # The newest counts; it is looked at when the robot may follow it.
+        # The newest counts whose place is known; it is looked at when the robot may follow it.
         if self._pending is None or self._measured(self._pending):
-            self._pending, self._pending_at = message, self.now
+            self._pending, self._pending_at, self._newer = message, self.now, None
+        else:
+            self._newer = message, self.now
+
+    def _chunk_waits(self) -> bool:
+        """There is a chunk that may be followed."""
+        if self._newer is not None and self._measured(self._newer[0]):
+            (self._pending, self._pending_at), self._newer = self._newer, None
+        return self._pending is not None and self._measured(self._pending)
+
+    def _drop_chunks(self) -> None:
+        self._pending = self._newer = None
 
     def _measured(self, chunk: ActionChunk) -> bool:
         """It is known where the robot was when the picture was taken, or the picture is from no time past.
@@ -158,7 +173,7 @@ class Conductor:
             self._finish(self.task, Trouble(Result.PREEMPTED, "a newer goal took over"))
         self.task = task
         self.watchdog.begin()
-        self._pending = None
+        self._drop_chunks()
         self.hold = False
         self._capture_to_command = math.nan
         self._announcer.task(task, True, task.began)
@@ -208,12 +223,16 @@ class Conductor:
         # What has begun since the clock went back is right already.
         now = self._last + step
         shifted = lambda time: time + step if time > now else time  # noqa: E731
-        self._rested_at, self._hold_began, self._stop_began, self._wrote, self._troubled_at = map(
-            shifted,
-            (self._rested_at, self._hold_began, self._stop_began, self._wrote, self._troubled_at),
-        )
+        for name in ("_rested_at", "_hold_began", "_stop_began", "_wrote", "_troubled_at", "_asked_at"):
+            setattr(self, name, shifted(getattr(self, name)))
+        if -step > self._body.state.max_age:
+            # What was measured then would count as fresh when the clock comes round to it.
+            self.watchdog.forget_joints()
+            self.follower.joints.clear()
+            self.follower.pose.clear()
         if self.task is not None:
             self.task.began = shifted(self.task.began)
+            self._announcer.task(self.task, True, self.task.began)
 
     def _watch(self, task: ActiveTask, now: float) -> None:
         """Decide whether the task must end, or the robot stop."""
@@ -264,18 +283,24 @@ class Conductor:
 
     @property
     def stands(self) -> bool:
-        """Where the robot rests is known: it lags behind its last set-point no more, or long enough."""
-        return self.follower.settle(self._wrote) or not self.now - self._rested_at < SETTLING_PATIENCE
+        """It lags behind its last set-point no more, or that was asked for long enough."""
+        if self.follower.settle(self._wrote):
+            return True
+        if math.isnan(self._asked_at):
+            self._asked_at = self.now
+        return self.now - self._asked_at >= SETTLING_PATIENCE
 
     @property
     def _may_start(self) -> bool:
-        return self._pending is not None and self._measured(self._pending) and self.stands
+        return self._chunk_waits() and self.stands
 
     def _start_moving(self, task: ActiveTask, now: float) -> None:
         # Within a task the controllers hold the last set-point; before it, others may have moved the robot.
         if task.moved:
             if moved := self.follower.go_on(now):
                 self._log.warning(f"{', '.join(moved)}: moved by others meanwhile; goes on from where it is")
+                # Until a command says so, that is where nobody was told to be: another start measures again.
+                task.moved = False
         else:
             self.follower.start(now)
         if self._accept(task, now):
@@ -283,7 +308,7 @@ class Conductor:
             self._move(task, now)
 
     def _run(self, task: ActiveTask, now: float) -> None:
-        if self._pending is not None and self._measured(self._pending):
+        if self._chunk_waits():
             self._accept(task, now)
         if self.state != State.STATE_RUNNING:
             return
@@ -307,7 +332,10 @@ class Conductor:
 
     def _accept(self, task: ActiveTask, now: float) -> bool:
         """Take the waiting chunk; False, with the reason dealt with, when it cannot be followed."""
-        message, self._pending = self._pending, None
+        message, heard = self._pending, self._pending_at
+        self._pending = None
+        if self._newer is not None:
+            (self._pending, self._pending_at), self._newer = self._newer, None
         if message.task_id != task.task_id:
             return False  # of the task before
         names = self._body.layout.names
@@ -334,7 +362,7 @@ class Conductor:
             return False
         task.chunks += 1
         task.inference_time = message.inference_time
-        self._health.accepted(message, self._pending_at, now)
+        self._health.accepted(message, heard, now)
         self._capture_to_command = math.nan
         return True
 
@@ -402,6 +430,8 @@ class Conductor:
 
     def set_state(self, state: int, trouble: Trouble | None) -> None:
         changed = (state, trouble) != (self.state, self.trouble)
+        if state != self.state:
+            self._asked_at = math.nan
         if (
             trouble is not None
             and trouble != self.trouble
@@ -414,7 +444,7 @@ class Conductor:
 
     def begin_stop(self, trouble: Trouble | None, now: float) -> None:
         self._stop_began = now
-        self._pending = None
+        self._drop_chunks()
         self.set_state(State.STATE_STOPPING, trouble)
 
     def come_to_rest(self, state: int, reason: Trouble) -> None:
@@ -449,7 +479,7 @@ class Conductor:
         """Go on, after `pause`, with the next chunk."""
         self.hold = False
         self.task.held += self.now - self._hold_began
-        self._pending = None
+        self._drop_chunks()
         self.watchdog.begin()
         if self.state == State.STATE_HOLDING:
             self._rested_at = self.now

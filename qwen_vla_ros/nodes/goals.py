@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.action.server import ServerGoalHandle
 
 from qwen_vla_ros.action import ExecuteTask
@@ -57,4 +58,8 @@ def end_goal(goal: ServerGoalHandle, code: int, message: str, elapsed: float = 0
             handle.abort()
         return result
 
-    goal.execute(report)
+    try:
+        goal.execute(report)
+    except RCLError:
+        # A cancel came between rclpy's look at the goal and its transition; now it is seen.
+        goal.execute(report)

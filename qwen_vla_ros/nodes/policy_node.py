@@ -344,7 +344,12 @@ class PolicyNode(BodyNode):
     def _on_task(self, message: Task) -> None:
         work = self._work
         if message.active and work is not None and work.task_id == message.task_id:
-            work.began = seconds(message.header.stamp)
+            began = seconds(message.header.stamp)
+            if began < work.began:
+                # The clock went back: what is counted from its past goes with it.
+                work.last_capture += began - work.began
+                work.waiting_since += began - work.began
+            work.began = began
         elif message.active:
             self._work = _Work(message.task_id, message.instruction, seconds(message.header.stamp))
         elif work is not None and message.task_id in (work.task_id, NO_TASK):
@@ -492,12 +497,15 @@ class PolicyNode(BodyNode):
         """What the next chunk is made of; None while none is due, or there is nothing new.
 
         Raises:
-            NotObserved: See `Inbox.views`.
+            NotObserved: See `Inbox.views`; or the state is missing.
         """
         if now < self._due(work):
             return None
         views = self._inbox.views(now, work.began)
-        return views if views.oldest > work.last_capture else None
+        if views.oldest <= work.last_capture:
+            return None
+        self._state()
+        return views
 
     def _infer(self, work: _Work, views: Any) -> None:
         began = time.perf_counter()

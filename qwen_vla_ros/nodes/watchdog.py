@@ -153,6 +153,13 @@ class Watchdog:
         # With the stamp of those that it tells: others may be later, or were earlier.
         self._follower.joints.add(stamp, values, places)
 
+    def forget_joints(self) -> None:
+        """Nothing that was heard of joints counts any more."""
+        self._stamp[:] = self._oldest = self._newest = -math.inf
+        if not self._embodiment.joints:
+            self._oldest = self._newest = math.inf
+        self._astray_since, self._in_controllers = math.nan, None
+
     def hear_policy(self, message: PolicyStatus | PolicyWord) -> None:
         self.heartbeat.hear()
         self.policy = message
@@ -239,6 +246,12 @@ class Watchdog:
                 Result.JOINT_STATE_INVALID,
                 f"joint {', '.join(missing)} is missing from {topics}, which name {', '.join(sorted(heard))}",
             )
+        if self._oldest == -math.inf:
+            return Trouble(
+                Result.JOINT_STATE_STALE,
+                f"no joint states on {topics} since the clock went back",
+                passing=True,
+            )
         if now - self._oldest > allowed:
             oldest = body.joints[int(np.argmin(self._stamp))]
             return Trouble(
@@ -272,7 +285,7 @@ class Watchdog:
         )
 
     def _find_astray(self) -> Trouble | None:
-        if not self._max_tracking_error or not self._embodiment.joints:
+        if not self._max_tracking_error or not self._embodiment.joints or self._oldest == -math.inf:
             return None
         error = self._commanded_at_stamps() - self._value
         # A driver may count turns, or not.

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from qwen_vla_ros.msg import ActionChunk
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.time import Time
 from std_srvs.srv import SetBool, Trigger
 
@@ -24,7 +25,7 @@ from qwen_vla_ros.nodes import watchdog as watching
 from qwen_vla_ros.nodes.cdr import Header, Joints, PolicyWord, Stamp
 from qwen_vla_ros.nodes.conductor import Conductor, Patience
 from qwen_vla_ros.nodes.constants import PolicyState, State
-from qwen_vla_ros.nodes.goals import ActiveTask
+from qwen_vla_ros.nodes.goals import ActiveTask, end_goal
 from qwen_vla_ros.nodes.services import Services
 from qwen_vla_ros.nodes.watchdog import LOOK_PERIOD, Result, Trouble, Watchdog
 
@@ -864,6 +865,106 @@ def test_joint_states_that_were_missed_during_the_ramp_tell_of_no_push():
     assert not any("moved by others" in line for line in robot.node.log)
 
 
+@pytest.mark.parametrize("what", ["late", "of another task"])
+def test_a_chunk_that_is_refused_leaves_nothing_to_jump_from(what):
+    """Held aside by hand in a pause; the first chunk after it is refused, and the hand lets go."""
+    robot = Robot()
+    robot.move()
+    robot.ask("pause")
+    robot.tick(1.0)
+    arm = robot.writers["arm"]
+    told = arm.sent[-1].position.copy()
+    robot.follows = False
+    robot.joints[0] += 0.25
+    robot.tick(0.5)
+    robot.ask("resume")
+    robot.tick(0.2)
+    stale = {"header": SimpleNamespace(stamp=robot.node.stamp(robot.node.now - 5.0))}
+    robot.chunk(**({"task_id": 99} if what == "of another task" else {}))
+    if what == "late":
+        robot.conductor._pending.header.stamp = stale["header"].stamp
+    sent = len(arm.sent)
+    robot.tick()
+    assert len(arm.sent) == sent
+    robot.joints[:7] = told
+    robot.tick(0.3)
+    robot.chunk(0.2)
+    robot.tick()
+    assert arm.sent[sent].position == pytest.approx(told, abs=0.001)
+
+
+@pytest.mark.parametrize("wait", [0.1, 1.0])
+@pytest.mark.parametrize("what", ["home", "task"])
+def test_a_robot_in_motion_is_waited_for(what, wait):
+    """Others move it at 1 rad/s when it is asked to go, however long before it was asked for anything."""
+    robot = Robot()
+    robot.follows = False
+
+    def pushed(seconds: float) -> None:
+        for _ in range(round(seconds / robot.follower.period)):
+            robot.joints[0] += robot.follower.period
+            robot.tick()
+
+    pushed(1.0)
+    if what == "task":
+        robot.goal()
+        pushed(wait)
+        robot.chunk()
+    else:
+        assert robot.ask("home")[0]
+    pushed(0.4)
+    assert robot.sent == 0
+    robot.tick(0.3)  # it is let go
+    assert robot.sent > 0
+    assert robot.writers["arm"].sent[0].position[0] == pytest.approx(robot.joints[0], abs=0.002)
+
+
+def test_a_gripper_that_creeps_holds_up_no_arm_and_hides_no_push():
+    robot = Robot("galaxea_r1")
+    grips = np.zeros(len(robot.joints), dtype=bool)
+    for group, part in robot._parts():
+        grips[part] = group.kind == "gripper"
+    rng = np.random.default_rng(0)
+
+    def creep(seconds: float, until: Any = lambda: False) -> None:
+        for _ in range(round(seconds / robot.follower.period)):
+            for group, part in robot._parts():
+                if robot.writers[group.name].sent and part.stop > part.start and not robot.pushed:
+                    robot.joints[part] = robot.writers[group.name].sent[-1].position
+            robot.joints[grips] += rng.uniform(-0.5, 0.5, grips.sum())
+            robot.tick()
+
+    robot.pushed = False
+    robot.move()
+    robot.follows = False
+    robot.ask("pause")
+    creep(1.0)
+    assert robot.conductor.state == State.STATE_HOLDING
+    robot.pushed = True
+    first = robot.body.joints[0]
+    robot.joints[0] += 0.25
+    creep(0.5)
+    robot.ask("resume")
+    sent = {name: len(writer.sent) for name, writer in robot.writers.items()}
+    robot.chunk()
+    creep(0.1)
+    name = next(group.name for group, part in robot._parts() if part.start == 0 and part.stop > 0)
+    assert first in next(group.joints for group, _ in robot._parts() if group.name == name)
+    assert robot.writers[name].sent[sent[name]].position[0] == pytest.approx(robot.joints[0], abs=0.01)
+
+
+def test_a_lift_that_sinks_slowly_does_not_stand():
+    robot = Robot("stretch")
+    part = next(part for group, part in robot._parts() if "lift" in " ".join(group.joints))
+    lift = robot.body.joints.index(next(name for name in robot.body.joints if "lift" in name))
+    assert part.start <= lift < part.stop
+    for speed, stands in ((0.05, False), (0.0, True)):
+        for _ in range(30):
+            robot.joints[lift] += speed * robot.follower.period
+            robot.tick()
+        assert robot.follower.settle(-math.inf) == stands
+
+
 @pytest.mark.parametrize("body", ["franka_panda", "franka_panda_delta", "tiago_base"])
 def test_rows_that_count_from_where_the_robot_was_wait_until_that_is_known(body):
     robot = Robot(body)
@@ -881,10 +982,54 @@ def test_rows_that_count_from_where_the_robot_was_wait_until_that_is_known(body)
     waits = body != "franka_panda"
     assert (robot.conductor._pending is not None) == waits
     robot.chunk()
-    assert robot.conductor._pending.sequence == first + (0 if waits else 1), "the one that waits has its turn"
+    # The one that waits keeps its turn, until the place of a newer one is known.
+    assert robot.conductor._pending.sequence == first + (0 if waits else 1)
     robot.reports = True
     robot.tick()
     assert robot.conductor._pending is None
+    assert robot.conductor.state == State.STATE_RUNNING
+    assert robot.follower.timeline.sequence == first + 1
+
+
+def test_joint_states_of_a_time_that_comes_again_are_not_fresh():
+    """They stop, the clock goes back, and comes round to their stamps."""
+    robot = Robot()
+    robot.tick(1.0)
+    robot.reports = False
+    robot.tick(0.1)
+    robot.node.now -= 5.0
+    robot.joints[0] += 0.6
+    robot.tick(3.5)
+    goal = robot.goal()
+    for _ in range(30):
+        robot.chunk()
+        robot.tick(0.1)
+    assert robot.sent == 0
+    robot.tick(3.0)
+    assert goal.result.code == Result.JOINT_STATE_STALE
+    assert "since the clock went back" in goal.result.message
+    robot.reports = True
+    robot.tick(0.2)
+    robot.goal()
+    robot.tick()
+    robot.chunk()
+    robot.tick(0.1)
+    assert robot.writers["arm"].sent[0].position[0] == pytest.approx(robot.joints[0], abs=0.001)
+
+
+def test_a_task_goes_on_when_the_clock_goes_back():
+    """The policy is told when it then began."""
+    robot, told = Robot(), []
+    robot.conductor._announcer.task = lambda task, active, began: told.append((task.task_id, active, began))
+    robot.move()
+    began = told[-1][2]
+    robot.node.now -= 20.0
+    robot.tick()
+    assert told[-1] == (1, True, pytest.approx(began - 20.0, abs=0.03))
+    robot.tick(0.2)
+    robot.chunk()
+    robot.tick(0.6)
+    assert robot.conductor.task is not None
     assert robot.conductor.state == State.STATE_RUNNING
 
 
@@ -1031,3 +1176,29 @@ def test_rest_is_reached_within_the_time_that_is_documented(happens, code, withi
     robot.tick()
     found = goal.result.code if goal.result is not None else robot.conductor.trouble.code
     assert found == code
+
+
+def test_a_cancel_between_rclpys_look_and_its_transition_loses_no_result():
+    class Racing:
+        tries = 0
+        result: Any = None
+
+        def execute(self, report: Any) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise RCLError(
+                    "goal_handle attempted invalid transition from state CANCELING with event EXECUTE"
+                )
+            done: list[str] = []
+            handle = SimpleNamespace(
+                is_cancel_requested=True,
+                succeed=lambda: done.append("succeed"),
+                canceled=lambda: done.append("canceled"),
+                abort=lambda: done.append("abort"),
+            )
+            self.result = report(handle), done
+
+    goal = Racing()
+    end_goal(goal, Result.CANCELLED, "cancelled")
+    result, done = goal.result
+    assert (result.code, done) == (Result.CANCELLED, ["canceled"])
