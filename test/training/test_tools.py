@@ -27,7 +27,7 @@ def lines_of(script: str) -> list[tuple[list[str], str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("script", "count"), [("make_checkpoint", 19), ("evaluate_checkpoint", 29)])
+@pytest.mark.parametrize(("script", "count"), [("make_checkpoint", 22), ("evaluate_checkpoint", 29)])
 def test_tasks_that_a_script_names_exist(script, count):
     lines = lines_of(script)
     assert len(lines) == count

@@ -358,7 +358,7 @@ def test_schedule():
     assert rates[-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["tiny.yaml", "full.yaml"])
+@pytest.mark.parametrize("name", ["tiny.yaml", "full.yaml", "last.yaml"])
 def test_shipped_configurations_are_valid(name):
     settings = load_configuration(SHIPPED.with_name(name))
     four = {"franka_panda", "aloha_viperx", "tiago_base", "unitree_g1"}
