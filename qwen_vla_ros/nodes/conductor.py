@@ -423,7 +423,6 @@ class Conductor:
             return
         self._complete()
         if self.at_rest:
-            self._rested_at = now
             self.set_state(State.STATE_IDLE, None)
 
     # From one state to another

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.action.server import ServerGoalHandle
+from rclpy.impl.implementation_singleton import rclpy_implementation
 
 from qwen_vla_ros.action import ExecuteTask
 
@@ -60,6 +60,6 @@ def end_goal(goal: ServerGoalHandle, code: int, message: str, elapsed: float = 0
 
     try:
         goal.execute(report)
-    except RCLError:
+    except rclpy_implementation.RCLError:
         # A cancel came between rclpy's look at the goal and its transition; now it is seen.
         goal.execute(report)

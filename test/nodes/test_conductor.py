@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from qwen_vla_ros.msg import ActionChunk
-from rclpy._rclpy_pybind11 import RCLError
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.time import Time
 from std_srvs.srv import SetBool, Trigger
 
@@ -1186,7 +1186,7 @@ def test_a_cancel_between_rclpys_look_and_its_transition_loses_no_result():
         def execute(self, report: Any) -> None:
             self.tries += 1
             if self.tries == 1:
-                raise RCLError(
+                raise rclpy_implementation.RCLError(
                     "goal_handle attempted invalid transition from state CANCELING with event EXECUTE"
                 )
             done: list[str] = []
