@@ -36,8 +36,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -220,9 +221,18 @@ _open = contextlib.ExitStack()
 
 def _start_maker(embodiment: Embodiment, folder: Path, meta: Meta, policy: Path | None) -> None:
     global _maker
+    Thread(target=_end_with_parent, daemon=True).start()
     worlds = _open.enter_context(_worlds(embodiment, meta.setting))
     visitor = _visitor(policy, embodiment)
     _maker = lambda shard: _make_shard(worlds, folder, meta, shard, visitor)  # noqa: E731
+
+
+def _end_with_parent() -> None:
+    # One that is killed does not end its pool, whose processes would wait for work for ever.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call_maker(shard: int) -> int:

@@ -3,10 +3,14 @@
 
 import contextlib
 import json
+import os
 import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -323,6 +327,25 @@ def test_several_processes_make_the_same(data, tmp_path):
         assert path.read_bytes() == (data / TIAGO / path.name).read_bytes()
     assert done[0] == 0
     assert done[-1] == SAMPLES
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    folder = tmp_path / TIAGO
+    command = [sys.executable, "-m", "qwen_vla_ros.cli", "data", "make", "--embodiment", TIAGO, "--jobs", "2"]
+    process = subprocess.Popen(
+        [*command, "--samples", "100000", "--out", folder], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        until = time.monotonic() + 60.0
+        while not any(folder.glob("shard-*")):
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.communicate(timeout=20.0)  # until nobody holds its output any more
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_an_error_of_a_process_is_told(tmp_path):
