@@ -37,7 +37,7 @@ help:
 	@echo 'make faults   the fault suite, many times   COUNT=20'
 	@echo 'make lint     format, lint, types, rules between the rooms'
 	@echo 'make bench    benchmarks, also as out/bench.json and .md'
-	@echo 'make checkpoint  make weights like the shipped ones from nothing, in hours   OUT=out/checkpoint'
+	@echo 'make checkpoint  train weights like the shipped ones, in hours   OUT=out/checkpoint FROM=CHECKPOINT (the last run alone)'
 	@echo 'make evaluation  all that docs/evaluation counts, in hours   CHECKPOINT= SEED= OUT=out/evaluation'
 	@echo 'make setup    only what the others need first'
 	@echo 'make clean    remove the environment and everything built'
@@ -78,7 +78,7 @@ bench: setup
 	@tools/with_ros python -m qwen_vla_ros.bench
 
 checkpoint: setup
-	@PATH=$(CURDIR)/$(bin):$$PATH tools/make_checkpoint $(or $(OUT),out/checkpoint)
+	@PATH=$(CURDIR)/$(bin):$$PATH tools/make_checkpoint $(or $(OUT),out/checkpoint) $(FROM)
 
 evaluation: setup
 	@PATH=$(CURDIR)/$(bin):$$PATH tools/evaluate_checkpoint $(or $(CHECKPOINT),checkpoints/qwen_vla_tiny) \

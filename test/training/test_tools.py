@@ -22,12 +22,12 @@ def lines_of(script: str) -> list[tuple[list[str], str, list[str]]]:
         if bodies := re.findall(r"--embodiment (\w+)", line):
             setting = re.search(r"--setting (\w+)", line)
             found.append((bodies, setting.group(1) if setting else "easy", tasks))
-        elif demonstrations := re.match(r"(?:easy|full) \w+ (easy|full|easy\S+) \d+ (\w+) \d+", line):
+        elif demonstrations := re.match(r"(?:easy|full|last) \w+ (easy|full|easy\S+) \d+ (\w+) \d+", line):
             found.append(([demonstrations.group(2)], demonstrations.group(1).split("+")[-1], tasks))
     return found
 
 
-@pytest.mark.parametrize(("script", "count"), [("make_checkpoint", 22), ("evaluate_checkpoint", 29)])
+@pytest.mark.parametrize(("script", "count"), [("make_checkpoint", 34), ("evaluate_checkpoint", 29)])
 def test_tasks_that_a_script_names_exist(script, count):
     lines = lines_of(script)
     assert len(lines) == count
