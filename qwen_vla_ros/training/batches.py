@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from qwen_vla_ros.embodiment import (
     Embodiment,
+    EmbodimentError,
     Statistics,
     load_embodiment,
     normalise,
@@ -80,6 +83,10 @@ class BodyDemonstrations:
         processor: Of the model to be trained.
         shape: (H, K) of the action tensor.
         normalisation: Which quantiles to use.
+        known: Statistics of a checkpoint; those of a body that it knows count in place of its quantiles.
+
+    Raises:
+        TrainingError: A folder cannot be read, does not fit the embodiment or the others, or `known` does not.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class BodyDemonstrations:
         processor: QwenVLAProcessor,
         shape: tuple[int, int],
         normalisation: NormalisationConfiguration,
+        known: Mapping[str, Any],
     ) -> None:
         self._folders = folders
         self.metas = [demonstrations.read_meta(each) for each in folders]
@@ -105,7 +113,12 @@ class BodyDemonstrations:
             quantities, normalisation.lower, normalisation.upper, normalisation.floor
         )
         # A group's own normalisation counts, as it will for the policy.
-        self.statistics: Statistics = resolve_statistics(self.embodiment, {self.embodiment.name: found})
+        try:
+            self.statistics: Statistics = resolve_statistics(
+                self.embodiment, {self.embodiment.name: found, **known}
+            )
+        except EmbodimentError as error:
+            raise TrainingError(f"statistics of the weights to begin with do not fit {folder}: {error}") from error
         self._processor = processor
         patch = processor.config.patch_size
         self._grid = (self._size[0] // patch, self._size[1] // patch)
@@ -303,15 +316,17 @@ def load_bodies(
     processor: QwenVLAProcessor,
     shape: tuple[int, int],
     normalisation: NormalisationConfiguration,
+    known: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, BodyDemonstrations]:
-    """Demonstrations of the embodiments `names` in `data`, see demonstrations.folders_of.
+    """Demonstrations of the embodiments `names` in `data`, see demonstrations.folders_of, and the statistics
+    `known` of a checkpoint, see BodyDemonstrations.
 
     Raises TrainingError when a folder named after a body is missing or holds another one's.
     """
     bodies = {}
     for name in names:
         parts = demonstrations.folders_of(data, name)
-        body = BodyDemonstrations(parts, processor, shape, normalisation)
+        body = BodyDemonstrations(parts, processor, shape, normalisation, known)
         for folder, meta in zip(parts, body.metas, strict=True):
             if meta.embodiment != name:
                 raise TrainingError(f"{folder}: demonstrations of {meta.embodiment!r}, expected {name!r}")

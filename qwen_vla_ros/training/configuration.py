@@ -117,7 +117,8 @@ class TrainingConfiguration(_Strict):
     where a CPU is faster so, in TF32 on CUDA; weights and optimisers are float32. compile: `auto` compiles
     the steps with flow matching, on a CPU where there is a C++ compiler: minutes at each start, a quarter off
     each step (on CUDA kernels are captured, always). save_every: wall time between states that can be resumed
-    from [s]."""
+    from [s]. start_share: of the weights that the run begins with, in those that it writes (Wortsman et al.,
+    2022, arXiv 2109.01903); above 0, bodies that these know keep their statistics."""
 
     preset: Literal["tiny"] = "tiny"
     seed: int = Field(default=0, ge=0)
@@ -128,6 +129,7 @@ class TrainingConfiguration(_Strict):
     save_every: float = Field(default=120.0, gt=0.0)
     precision: Literal["auto", "float32"] = "auto"
     compile: Literal["auto", "never"] = "never"
+    start_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     batch: BatchConfiguration
     optimiser: OptimiserConfiguration
     loss: LossConfiguration = LossConfiguration()

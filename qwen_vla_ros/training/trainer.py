@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +59,8 @@ from qwen_vla_ros.training.schedule import learning_rate
 _STATE_VERSION = 5
 # Threads that read demonstrations.
 _READERS = 4
+# What torch.compile made, in the folder of the run.
+_KERNELS = "kernels"
 
 
 class Trainer:
@@ -94,6 +98,7 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         self._compiled = self.losses
         if configuration.compile == "auto" and not cuda and has_compiler():
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / _KERNELS)
             self._compiled = torch.compile(self.losses, dynamic=False)
             # Each body has shapes of its own; at the default limit most of them would run as they are.
             torch._dynamo.config.recompile_limit = 16 * len(configuration.batch.images)
@@ -123,6 +128,7 @@ class Trainer:
             heads = TrainingHeads(width, classes, expert.horizon, expert.channels, joints, hands)
         self.heads = heads.to(self._device)
         self.average = copy.deepcopy(model).requires_grad_(False)
+        self._start = [each.clone() for each in self.average.parameters()] if configuration.start_share else []
         self.step = 0
         self.seconds = 0.0
         settings = configuration.optimiser
@@ -337,8 +343,18 @@ class Trainer:
         """Losses of a body's batch, whose gradients are added."""
         if self._graphs is not None:
             return self._captured(name, share, batch, drawn)
-        found = self._losses(share, batch, drawn)
-        found["loss"].backward()
+        try:
+            found = self._losses(share, batch, drawn)
+            found["loss"].backward()
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            # One that was killed leaves half a library, and no later start could load it.
+            kernels = self.folder / _KERNELS
+            shutil.rmtree(kernels, ignore_errors=True)
+            reason = str(error.inner_exception).partition("\n")[0]
+            raise TrainingError(
+                f"{kernels}: cannot be compiled or loaded ({reason}), and is deleted; go on with --resume, "
+                "which compiles anew, or with `compile: never`"
+            ) from error
         return found
 
     def _losses(self, share: float, batch: Batch, drawn: FlowDraw | None) -> dict[str, torch.Tensor]:
@@ -378,6 +394,12 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write the averaged weights, in bfloat16, with the statistics of every body."""
+        weights = self.average
+        if self._start:
+            weights = copy.deepcopy(weights)
+            share = self.configuration.start_share
+            with torch.no_grad():
+                torch._foreach_lerp_(list(weights.parameters()), self._start, share)
         statistics = {
             name: {
                 "channels": body.meta.channels,
@@ -388,7 +410,7 @@ class Trainer:
             }
             for name, body in self.bodies.items()
         }
-        saving.write_checkpoint(self.checkpoint, self.average, self.processor, statistics, self.facts())
+        saving.write_checkpoint(self.checkpoint, weights, self.processor, statistics, self.facts())
 
     def facts(self) -> dict[str, Any]:
         """What the card says of this run."""
@@ -456,20 +478,35 @@ def prepare(
     """A trainer on the demonstrations in `data`, see demonstrations.folders_of.
 
     The model is fresh, or begins with the weights of a checkpoint of the same shapes.
+
+    Raises:
+        TrainingError: Demonstrations or checkpoint cannot be used, or `start_share` lacks a checkpoint.
     """
     model, processor = build_tiny(configuration.seed)
     before: dict[str, Any] = {}
+    known: Mapping[str, Any] = {}
     if checkpoint is not None:
-        take_weights(model, processor, checkpoint)
+        statistics = take_weights(model, processor, checkpoint)
         before = read_facts(checkpoint)
+        known = statistics if configuration.start_share else {}
+    elif configuration.start_share:
+        raise TrainingError(
+            f"start_share: found {configuration.start_share:g} without weights to begin with, expected "
+            "--checkpoint (also with --resume) or 0"
+        )
     expert = model.config.action_expert
     shape = (expert.horizon, expert.channels)
-    bodies = load_bodies(data, configuration.batch.images, processor, shape, configuration.normalisation)
+    bodies = load_bodies(
+        data, configuration.batch.images, processor, shape, configuration.normalisation, known
+    )
     return Trainer(configuration, bodies, model, processor, folder, device, before)
 
 
-def take_weights(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor, checkpoint: Path) -> None:
+def take_weights(
+    model: QwenVLAForActionPrediction, processor: QwenVLAProcessor, checkpoint: Path
+) -> Mapping[str, Any]:
     """Copy the weights of a checkpoint of the same shapes; embeddings by token, new tokens stay as they are.
+    Returns its statistics.
 
     Raises:
         TrainingError: The folder is no checkpoint, or a tensor has another shape.
@@ -495,6 +532,7 @@ def take_weights(model: QwenVLAForActionPrediction, processor: QwenVLAProcessor,
     for token, index in processor.tokenizer.get_vocab().items():
         if token in known:
             wanted[embedding][index] = rows[known[token]]
+    return loaded.statistics
 
 
 def keep_freed_memory() -> None:

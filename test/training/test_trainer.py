@@ -175,6 +175,37 @@ def test_a_run_starts_from_a_checkpoint(trainer, micro, tmp_path):
         take_weights(model, processor, tmp_path / "nowhere")
 
 
+def test_weights_to_begin_with_keep_their_share_and_statistics(data, tmp_path):
+    settings = configuration(start_share=0.75, backbone_steps=0)
+    run = prepare(settings, data, tmp_path, "cpu", SHIPPED_WEIGHTS)
+    run.run(until=3, save=lambda each: each.save_checkpoint())
+    start, found = load_checkpoint(SHIPPED_WEIGHTS, dtype=torch.float32), load_checkpoint(run.checkpoint)
+    for name in BODIES:
+        for quantile in ("q01", "q99"):
+            assert found.statistics[name][quantile] == pytest.approx(start.statistics[name][quantile])
+    moved = 0.0
+    written, trained = dict(found.model.named_parameters()), dict(run.average.named_parameters())
+    for name, value in start.model.named_parameters():
+        expected = 0.75 * value + 0.25 * trained[name]
+        torch.testing.assert_close(written[name].float(), expected, rtol=5e-3, atol=1e-5)
+        moved = max(moved, ((expected - trained[name]).abs().max() / value.abs().max()).item())
+    assert moved > 0.02
+
+
+def test_statistics_of_the_start_must_fit(data, tmp_path):
+    start = shutil.copytree(SHIPPED_WEIGHTS, tmp_path / "start")
+    statistics = json.loads((start / "statistics.json").read_text())
+    statistics["tiago_base"] |= {"channels": ["base/x", "base/y", "base/z"]}
+    (start / "statistics.json").write_text(json.dumps(statistics))
+    with pytest.raises(TrainingError, match=r"(?s)weights to begin with do not fit .*tiago_base.*base/z"):
+        prepare(configuration(start_share=0.5), data, tmp_path / "run", "cpu", start)
+
+
+def test_a_share_of_the_start_needs_one(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"start_share: found 0.5 without weights .* --checkpoint"):
+        prepare(configuration(start_share=0.5), data, tmp_path, "cpu")
+
+
 def test_sentences_alone_come_first(trainer, tmp_path):
     """First the action expert learns and the backbone does not change; a resumed run is the same."""
     stage = {"steps": 12, "prompts": 4, "learning_rate": 3e-3}
@@ -248,6 +279,7 @@ def test_prefixes_say_the_opposite_of_grippers_alone(trainer, tmp_path):
 def test_compiled_gradients_are_the_gradients(trainer, tmp_path, monkeypatch):
     """Of batches with a prefix and without. Recorded as always; made into kernels, in minutes, it is not."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # is as before after the test
     changes = {
         "precision": "float32",
         "flow": {"prefix_rows": 5},
@@ -268,6 +300,22 @@ def test_compiled_gradients_are_the_gradients(trainer, tmp_path, monkeypatch):
     for one, other in zip(run._parameters, plain._parameters, strict=True):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_kernels_that_cannot_be_loaded_are_made_anew(trainer, tmp_path, monkeypatch):
+    def backend(graph, inputs):
+        raise ImportError("main.so: file too short")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    run = trainer(tmp_path, compile="auto", backbone_steps=0)
+    kernels = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert kernels.parent == run.folder
+    assert kernels.is_dir()
+    with pytest.raises(TrainingError, match=rf"{kernels}: .*main.so: file too short.* is deleted; go on with"):
+        run.run(until=1)
+    assert not kernels.exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
