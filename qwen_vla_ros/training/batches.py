@@ -86,7 +86,7 @@ class BodyDemonstrations:
         known: Statistics of a checkpoint; those of a body that it knows count in place of its quantiles.
 
     Raises:
-        TrainingError: A folder cannot be read, does not fit the embodiment or the others, or `known` does not.
+        TrainingError: A folder cannot be read, or it or `known` does not fit the embodiment.
     """
 
     def __init__(
@@ -118,7 +118,9 @@ class BodyDemonstrations:
                 self.embodiment, {self.embodiment.name: found, **known}
             )
         except EmbodimentError as error:
-            raise TrainingError(f"statistics of the weights to begin with do not fit {folder}: {error}") from error
+            raise TrainingError(
+                f"statistics of the weights to begin with do not fit {folder}: {error}"
+            ) from error
         self._processor = processor
         patch = processor.config.patch_size
         self._grid = (self._size[0] // patch, self._size[1] // patch)

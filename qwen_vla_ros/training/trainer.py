@@ -128,7 +128,9 @@ class Trainer:
             heads = TrainingHeads(width, classes, expert.horizon, expert.channels, joints, hands)
         self.heads = heads.to(self._device)
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self._start = [each.clone() for each in self.average.parameters()] if configuration.start_share else []
+        self._start = (
+            [each.clone() for each in self.average.parameters()] if configuration.start_share else []
+        )
         self.step = 0
         self.seconds = 0.0
         settings = configuration.optimiser

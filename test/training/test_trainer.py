@@ -313,7 +313,9 @@ def test_kernels_that_cannot_be_loaded_are_made_anew(trainer, tmp_path, monkeypa
     kernels = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert kernels.parent == run.folder
     assert kernels.is_dir()
-    with pytest.raises(TrainingError, match=rf"{kernels}: .*main.so: file too short.* is deleted; go on with"):
+    with pytest.raises(
+        TrainingError, match=rf"{kernels}: .*main.so: file too short.* is deleted; go on with"
+    ):
         run.run(until=1)
     assert not kernels.exists()
 
